@@ -1,0 +1,395 @@
+"""How does a run survive the end of its process, and how do its weights get into another one?
+
+`WORKDIR/checkpoints/STEP/` has three items: `params`, `rest` (optimiser and counters) and `meta`
+(JSON: config, versions, and a manifest with name, shape, dtype and checksum of every array). A
+folder gets its final name only when it is complete, so a number is a whole checkpoint.
+"""
+
+import errno
+import importlib.metadata
+import logging
+import os
+import pathlib
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from big_vision_ext.core import sharding, trees
+from big_vision_ext.core.config import Config, Init, resolve
+
+FORMAT, VERSION = "bve-checkpoint", 1
+FOLDER = "checkpoints"
+DAMAGED_FOLDER = "damaged_checkpoints"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that cannot be read or written, or that does not fit what it is meant for."""
+
+
+class DamagedError(CheckpointError):
+  """A checkpoint whose files are missing or altered."""
+
+
+class Checkpoints:
+  """The checkpoints of one workdir. Saving happens in the background."""
+
+  def __init__(self, workdir: str | os.PathLike, keep_every: int | None = None,
+               read_only: bool = False):
+    """Opens the folder, and clears away what an interrupted save left behind.
+
+    Args:
+      workdir: the run's directory.
+      keep_every: checkpoints at multiples of so many steps are kept for good, of the others the
+        latest two.
+      read_only: change nothing.
+    """
+    self._workdir = pathlib.Path(workdir).absolute()
+    self._root = self._workdir / FOLDER
+    self._keep_every, self._read_only = keep_every, read_only
+    self._manager = self._open()
+
+  def steps(self) -> list[int]:
+    """The steps that have a complete checkpoint, ascending."""
+    return sorted(self._manager.all_steps()) if self._manager else []
+
+  def save(self, step: int, state: dict, meta: dict) -> None:
+    """Starts to save; waits for an earlier save. `state` may be donated afterwards.
+
+    Raises:
+      CheckpointError: this or the earlier save failed, e.g. no space is left.
+    """
+    arrays = _names(state)
+    sums = jax.device_get(_checksums(arrays))
+    manifest = {name: {"shape": list(x.shape), "dtype": str(x.dtype), "sum": int(sums[name])}
+                for name, x in arrays.items()}
+    meta = {"format": FORMAT, "version": VERSION, "step": step, "versions": versions(),
+            "arrays": manifest, **meta}
+    params, rest = _divide(arrays)
+    # The earlier save first: were it to fail later, the error would be blamed on this one.
+    self.wait()
+    self._guarded(lambda: self._manager.save(step, args=ocp.args.Composite(
+        params=ocp.args.StandardSave(trees.nest(params)),
+        rest=ocp.args.StandardSave(trees.nest(rest)), meta=ocp.args.JsonSave(meta))), step)
+
+  def wait(self) -> None:
+    """Returns when nothing is being saved any more; raises as `save` does."""
+    if self._manager:
+      self._guarded(self._manager.wait_until_finished)
+
+  def close(self) -> None:
+    """Lets go of the folder; what failed in the background is for `wait` to raise, before."""
+    if self._manager:
+      try:
+        self._manager.close()
+      except Exception as error:  # On the way out, often of an error that matters more.
+        logging.warning("%s: closing: %s", self._root, _short(error))
+
+  def meta(self, step: int) -> dict:
+    """The JSON beside the arrays of a checkpoint.
+
+    Raises:
+      DamagedError: it cannot be read.
+      CheckpointError: it is of another format version.
+    """
+    try:
+      meta = dict(self._manager.restore(
+          step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
+    except (PermissionError, MemoryError):
+      raise
+    except Exception as error:
+      raise DamagedError(f"{self._root / str(step)}: its description cannot be read "
+                         f"({_short(error)})") from error
+    if (meta.get("format"), meta.get("version")) != (FORMAT, VERSION):
+      raise CheckpointError(
+          f"{self._root / str(step)}: is {meta.get('format')!r} version {meta.get('version')!r}; "
+          f"this program reads {FORMAT!r} version {VERSION}")
+    if not isinstance(meta.get("arrays"), dict):
+      raise DamagedError(f"{self._root / str(step)}: its description has no list of arrays")
+    return meta
+
+  def restore(self, step: int, shapes: dict, shardings: dict) -> tuple[dict, dict]:
+    """The state at a step, onto any mesh.
+
+    Args:
+      step: one of `steps()`.
+      shapes: tree of the state's shapes and dtypes.
+      shardings: a tree like it, of where each array is to live.
+
+    Returns:
+      (state, meta)
+
+    Raises:
+      DamagedError: files are missing or altered.
+      CheckpointError: arrays are missing, extra or misshapen; they are listed by name.
+    """
+    meta = self.meta(step)
+    want = _names(shapes)
+    check_names({n: (tuple(a["shape"]), a["dtype"]) for n, a in meta["arrays"].items()},
+                {n: (tuple(x.shape), str(x.dtype)) for n, x in want.items()},
+                f"{self._root / str(step)}")
+    places = _names(shardings)
+    target = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[n])
+              for n, x in want.items()}
+    arrays = self._read(step, ("params", "rest"), target, meta)
+    leaves = [arrays[name] for name in want]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves), meta
+
+  def restore_latest(self, shapes: dict, shardings: dict) -> tuple[dict, dict] | None:
+    """The latest checkpoint that is whole; None if there is none at all.
+
+    A damaged one is reported and moved to `WORKDIR/damaged_checkpoints`, and the one before it is
+    taken; training on from there comes to the same parameters.
+
+    Raises:
+      DamagedError: all there are are damaged.
+      CheckpointError: as `restore`.
+    """
+    while steps := self.steps():
+      try:
+        return self.restore(steps[-1], shapes, shardings)
+      except DamagedError as error:
+        if len(steps) == 1:
+          raise DamagedError(f"{error}; there is no earlier checkpoint to fall back to. To begin "
+                             "from scratch, use another --workdir") from error
+        logging.warning("DAMAGED CHECKPOINT: %s. Going back to step %d; the damaged one is moved "
+                        "to %s", error, steps[-2], self._workdir / DAMAGED_FOLDER)
+        self._set_aside(steps[-1])
+    return None
+
+  def params(self, step: int) -> dict[str, np.ndarray]:
+    """The parameters at a step under their slash names, on the host.
+
+    Raises:
+      DamagedError: files are missing or altered.
+    """
+    meta = self.meta(step)
+    target = {n: np.empty(a["shape"], jnp.dtype(a["dtype"]))
+              for n, a in meta["arrays"].items() if n.startswith("params/")}
+    arrays = self._read(step, ("params",), target, meta)
+    return {n.removeprefix("params/"): np.asarray(x) for n, x in arrays.items()}
+
+  def _read(self, step, items, target, meta):
+    parts = dict(zip(("params", "rest"), _divide(target)))
+    try:
+      read = self._manager.restore(step, args=ocp.args.Composite(**{
+          item: ocp.args.StandardRestore(trees.nest(parts[item])) for item in items}))
+      arrays = {}
+      for item in items:
+        flat = trees.flatten(read[item])
+        arrays |= {f"params/{n}": x for n, x in flat.items()} if item == "params" else flat
+      sums = jax.device_get(_checksums(arrays))
+    except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
+      raise
+    except Exception as error:
+      raise DamagedError(f"{self._root / str(step)}: its arrays cannot be read "
+                         f"({_short(error)})") from error
+    altered = [n for n in arrays if int(sums[n]) != meta["arrays"][n]["sum"]]
+    if altered:
+      raise DamagedError(f"{self._root / str(step)}: {len(altered)} of {len(arrays)} arrays are "
+                         f"not what was saved, e.g. {altered[0]} (their checksums differ)")
+    return arrays
+
+  def _open(self):
+    if self._read_only and not self._root.is_dir():
+      return None
+    options = dict(read_only=True) if self._read_only else dict(
+        max_to_keep=2, keep_period=self._keep_every, cleanup_tmp_directories=True,
+        enable_async_checkpointing=True)
+    # absl's remarks about what read_only implies are of no use to anybody.
+    return ocp.CheckpointManager(self._root, options=ocp.CheckpointManagerOptions(**options))
+
+  def _set_aside(self, step):
+    self._manager.close()
+    if jax.process_index() == 0:
+      aside = self._workdir / DAMAGED_FOLDER
+      aside.mkdir(exist_ok=True)
+      count = len(list(aside.iterdir()))
+      os.rename(self._root / str(step), aside / f"{step}_{count}")
+    if jax.process_count() > 1:
+      from jax.experimental import multihost_utils
+      multihost_utils.sync_global_devices("damaged checkpoint set aside")
+    self._manager = self._open()
+
+  def _guarded(self, act: Callable[[], Any], step: int | None = None) -> Any:
+    try:
+      return act()
+    except Exception as error:
+      if not _is_disk_full(error):
+        raise CheckpointError(f"{self._root}: saving failed ({_short(error)}); complete "
+                              f"checkpoints there: {self._complete()}") from error
+      raise CheckpointError(
+          f"{self._root}: no space is left on the device to save "
+          f"{'the checkpoint' if step is None else f'step {step}'}. Complete checkpoints there: "
+          f"{self._complete()}; they are untouched. Free some space and start the same command "
+          "again") from error
+
+  def _complete(self) -> str:
+    folders = self._root.iterdir() if self._root.is_dir() else ()
+    return ", ".join(map(str, sorted(int(p.name) for p in folders if p.name.isdigit()))) or "none"
+
+
+def find(path: str | os.PathLike) -> tuple[Checkpoints, int]:
+  """The checkpoint that a path means: a workdir's latest, or the one whose folder it is.
+
+  Raises:
+    CheckpointError: there is none.
+  """
+  path = pathlib.Path(path).absolute()
+  step = None
+  if path.name.isdigit() and path.parent.name == FOLDER:
+    step, path = int(path.name), path.parent.parent
+  elif path.name == FOLDER:
+    path = path.parent
+  if not path.is_dir():
+    raise CheckpointError(f"{path}: there is no such directory")
+  checkpoints = Checkpoints(path, read_only=True)
+  steps = checkpoints.steps()
+  if not steps:
+    raise CheckpointError(f"{path}: has no checkpoint (expected {FOLDER}/STEP in it)")
+  if step is not None and step not in steps:
+    raise CheckpointError(f"{path}: has no checkpoint of step {step}, only of "
+                          f"{', '.join(map(str, steps))}")
+  return checkpoints, steps[-1] if step is None else step
+
+
+def load_workdir(workdir: str | os.PathLike, step: int | None = None) -> tuple[Config, dict, int]:
+  """What evaluation and export need of a run.
+
+  Args:
+    workdir: a run's directory, or one checkpoint's folder.
+    step: which checkpoint; default the latest.
+
+  Returns:
+    (config, parameters as nested dicts of numpy arrays, step)
+
+  Raises:
+    CheckpointError: there is no such checkpoint, or it cannot be read.
+  """
+  path = pathlib.Path(workdir)
+  checkpoints, step = find(path if step is None else path / FOLDER / str(step))
+  params = trees.nest(checkpoints.params(step))
+  return resolve(checkpoints.meta(step)["config"]), params, step
+
+
+def init_params(init: Init, params: Any, shardings: Any) -> Any:
+  """`params` with the values of another run's checkpoint, matched by name.
+
+  Args:
+    init: where from, and which names may differ.
+    params: our parameters, placed; those that `allow_missing` names keep these values.
+    shardings: where each lives.
+
+  Raises:
+    CheckpointError: arrays are missing, extra or misshapen; they are listed by name.
+    PatternError: a pattern matches nothing.
+  """
+  checkpoints, step = find(init.path)
+  source = _rename(checkpoints.params(step), init)
+  ours, places = trees.flatten(params), trees.flatten(shardings)
+
+  def allowed(patterns, names, what):
+    return {n for n, yes in trees.first_match(
+        [(p, True) for p in patterns], names, False, what).items() if yes}
+  # A pattern is judged against all names: that nothing was missing is no mistake.
+  may_miss = allowed(init.allow_missing, list(ours), "config.init.allow_missing")
+  may_extra = allowed(init.allow_extra, list(source), "config.init.allow_extra")
+  source = {n: x for n, x in source.items() if n in ours or n not in may_extra}
+  want = {n: x for n, x in ours.items() if n in source or n not in may_miss}
+  kind = {n: (tuple(x.shape), _kind(x.dtype)) for n, x in source.items()}
+  check_names(kind, {n: (tuple(x.shape), _kind(x.dtype)) for n, x in want.items()},
+              f"config.init={init.path}")
+  logging.info("init: %d of %d parameters come from %s (step %d)", len(want), len(ours), init.path,
+               step)
+  return trees.map_with_names(
+      lambda n, x: sharding.put(source[n], places[n], x.dtype) if n in want else x, params)
+
+
+def check_names(have: dict[str, Any], want: dict[str, Any], where: str) -> None:
+  """Compares {name: (shape, dtype)}; a difference is a CheckpointError that lists it by name."""
+  lines = []
+  for title, names in (("missing in it", sorted(want.keys() - have.keys())),
+                       ("extra in it", sorted(have.keys() - want.keys()))):
+    if names:
+      source = want if names[0] in want else have
+      lines += [f"{title} ({len(names)}):", *(f"  {n} {_show(source[n])}" for n in names)]
+  differ = [n for n in sorted(want) if n in have and tuple(have[n]) != tuple(want[n])]
+  if differ:
+    lines += [f"misshapen ({len(differ)}):",
+              *(f"  {n}: it has {_show(have[n])}, expected {_show(want[n])}" for n in differ)]
+  if lines:
+    raise CheckpointError(f"{where}: its arrays are not those of this model:\n  "
+                          + "\n  ".join(lines))
+
+
+def versions() -> dict[str, str]:
+  """Versions of Python and of the packages that results depend on."""
+  found = {"python": platform.python_version()}
+  for name in _PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+@jax.jit
+def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """The sum of each array's bits as unsigned integers, modulo 2^32: the same on every mesh."""
+  def one(x):
+    if x.dtype == jnp.bool_:
+      x = x.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+    return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+  return {name: one(x) for name, x in arrays.items()}
+
+
+def _names(state: dict) -> dict[str, Any]:
+  return trees.flatten(state)
+
+
+def _divide(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  params = {n.removeprefix("params/"): x for n, x in arrays.items() if n.startswith("params/")}
+  return params, {n: x for n, x in arrays.items() if not n.startswith("params/")}
+
+
+def _rename(source: dict[str, Any], init: Init) -> dict[str, Any]:
+  out = {}
+  rules = [(pattern, (pattern, to)) for pattern, to in init.map]
+  chosen = trees.first_match(rules, list(source), None, "config.init.map")
+  for name, rule in chosen.items():
+    new = trees.compile_pattern(rule[0], "config.init.map").sub(rule[1], name) if rule else name
+    if new in out:
+      raise CheckpointError(f"config.init.map: {name} would be a second {new}")
+    out[new] = source[name]
+  return out
+
+
+def _kind(dtype: Any) -> str:
+  return "floating" if jnp.issubdtype(dtype, jnp.floating) else str(dtype)
+
+
+def _show(entry: tuple) -> str:
+  shape, dtype = entry
+  return f"{dtype}{list(shape)}"
+
+
+def _short(error: BaseException) -> str:
+  text = " ".join(str(error).split())
+  return f"{type(error).__name__}: {text[:300]}"
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+  while error is not None:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+      return True
+    text = str(error)
+    if "No space left on device" in text or "Disk quota exceeded" in text:
+      return True
+    error = error.__cause__ or error.__context__
+  return False

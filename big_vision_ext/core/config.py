@@ -1,0 +1,305 @@
+"""What may an experiment's config say, and how is it read from a file and the command line?
+
+A config file has `get_config(arg=None) -> ConfigDict`. `load` runs it and applies overrides,
+`resolve` checks every key and gives the typed `Config` that the trainer uses.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import ml_collections
+
+from big_vision_ext.core.typed import (
+    UNITS,
+    ConfigError,
+    Duration,
+    build,
+    rest,
+    to_dict,
+    unknown_key,
+)
+
+__all__ = ["Config", "ConfigError", "Duration", "Evaluation", "Init", "Mesh", "Optim", "Schedule",
+           "base_config", "build", "differences", "load", "parse_arg", "resolve", "to_dict"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+  """AdamW. Patterns are full-match regular expressions over slash names; the first match wins.
+
+  Weight decay is big_vision's: a step subtracts `schedule * (lr * lr_mult * adam + weight_decay *
+  wd_mult * param)`, so it is not multiplied by the learning rate. Other libraries' decay is
+  ours divided by lr.
+
+  Attributes:
+    wd_mults: (pattern, factor) pairs; parameters that none matches are not decayed.
+    lr_mults: (pattern, factor) pairs; parameters that none matches have factor 1.
+    freeze: patterns of parameters that are not trained: no gradient, no state, not in the norms.
+    clip_norm: largest global norm of the gradient; None: no clipping.
+    accum_steps: a batch is cut into so many micro-batches whose gradients are averaged. Losses
+      that compare examples with each other, as contrastive ones do, then see the pairs within a
+      micro-batch only.
+    mu_dtype: dtype of the first moment, e.g. "bfloat16"; None: that of the parameter.
+  """
+
+  name: Literal["adamw"] = "adamw"
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  wd_mults: tuple[tuple[str, float], ...] = ((".*/kernel", 1.0),)
+  lr_mults: tuple[tuple[str, float], ...] = ()
+  freeze: tuple[str, ...] = ()
+  clip_norm: float | None = 1.0
+  accum_steps: int = 1
+  mu_dtype: Literal["float32", "bfloat16"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """The learning rate over the run; see `core.schedules`.
+
+  Attributes:
+    warmup: linear rise from lr / warmup at the first step to lr.
+    timescale: of rsqrt: lr / sqrt(1 + t / timescale), t counted from the end of the warm-up.
+    cooldown: multiplied onto the schedule at the end of the run, linearly to 0.
+    end: what cosine and linear end at, as a fraction of lr.
+  """
+
+  type: Literal["cosine", "rsqrt", "constant", "linear"] = "cosine"
+  warmup: Duration | None = None
+  timescale: Duration | None = None
+  cooldown: Duration | None = None
+  end: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Devices on each mesh axis; -1: all that the other axes leave over.
+
+  `data` replicates parameters, `fsdp` shards them with the batch, `tensor` shards the layers.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+  """Weights to begin with, from another run.
+
+  Attributes:
+    path: a workdir (its latest checkpoint), or one checkpoint's folder.
+    map: (pattern, replacement) pairs that turn their names into ours.
+    allow_missing: patterns of our parameters that may be absent there; they keep their random init.
+    allow_extra: patterns of their parameters, under our names, that are not needed here.
+  """
+
+  path: str
+  map: tuple[tuple[str, str], ...] = ()
+  allow_missing: tuple[str, ...] = ()
+  allow_extra: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """One entry of `evals`.
+
+  Attributes:
+    type: a module of `big_vision_ext/evaluators`.
+    eval: how often; it always runs at the end as well.
+    input: settings of `input` that differ for this evaluator.
+    args: everything else goes to the evaluator.
+  """
+
+  type: str
+  eval: Duration | None = None
+  input: dict[str, Any] = dataclasses.field(default_factory=dict)
+  args: dict[str, Any] = rest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """An experiment.
+
+  Attributes:
+    task: a module of `big_vision_ext/tasks`, or the dotted path of another one.
+    total: length of the run.
+    batch_size: examples in a step, over all devices and processes.
+    model: the task's own settings; the task checks them.
+    input: fields of `input_pipeline.loader.InputConfig`.
+    sharding_rules: (logical axis, mesh axis, tuple of mesh axes, or None) pairs that replace the
+      defaults of `core.sharding`.
+    min_shard_size: parameters with fewer elements stay replicated.
+    init: weights to begin with.
+    resume: another run to go on from, with optimiser state and step.
+    ckpt: how often a checkpoint is written, beside the one at the end; the latest two are kept.
+    keep_ckpt: checkpoints at multiples of this are kept for good.
+    log: how often metrics are written.
+    nan_policy: a non-finite loss or gradient never changes the parameters; "stop" ends the run,
+      "skip" counts it in `skipped_updates` and goes on (100 in a row end the run all the same).
+  """
+
+  task: str
+  total: Duration
+  batch_size: int
+  model: dict[str, Any] = dataclasses.field(default_factory=dict)
+  input: dict[str, Any] = dataclasses.field(default_factory=dict)
+  seed: int = 0
+  optim: Optim = Optim()
+  lr: float = 1e-3
+  schedule: Schedule = Schedule()
+  mesh: Mesh = Mesh()
+  sharding_rules: tuple[tuple[str, str | tuple[str, ...] | None], ...] = ()
+  min_shard_size: int = 2**14
+  init: str | Init | None = None
+  resume: str | None = None
+  ckpt: Duration | None = Duration(1000, "steps")
+  keep_ckpt: Duration | None = None
+  log: Duration | None = Duration(50, "steps")
+  evals: dict[str, Evaluation] = dataclasses.field(default_factory=dict)
+  nan_policy: Literal["skip", "stop"] = "stop"
+
+
+# What may differ between two starts in one workdir: how often things are done, where they are
+# computed, how the input is read; nothing that the parameters depend on but the run's length.
+FREE_KEYS = ("total", "ckpt", "keep_ckpt", "log", "evals", "mesh", "sharding_rules",
+             "min_shard_size", "nan_policy")
+FREE_INPUT_KEYS = ("threads", "workers", "prefetch", "cache_mb", "max_skip_share")
+
+
+def base_config() -> ml_collections.ConfigDict:
+  """An open config with the groups that most files fill in, empty."""
+  return ml_collections.ConfigDict({"model": {}, "input": {}, "evals": {}}, type_safe=False)
+
+
+def load(path_with_args: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+  """Runs a config file and applies overrides.
+
+  Args:
+    path_with_args: `configs/x.py` or `configs/x.py:arg`; `arg` goes to `get_config(arg)`.
+    overrides: `key.sub=value` strings, value a Python literal or else a string. Overriding one unit
+      of a duration replaces whatever unit the file used.
+
+  Raises:
+    ConfigError: no such file, no get_config in it, or an override that cannot be placed.
+  """
+  path, colon, arg = path_with_args.partition(".py:")
+  path = f"{path}.py" if colon else path
+  if not pathlib.Path(path).is_file():
+    raise ConfigError(f"--config={path_with_args}: there is no file {path}")
+  spec = importlib.util.spec_from_file_location(f"config_{pathlib.Path(path).stem}", path)
+  if spec is None:
+    raise ConfigError(f"--config={path_with_args}: a config is a Python file, named like x.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ConfigError(f"--config={path_with_args}: the file has no get_config(arg=None)")
+  config = ml_collections.ConfigDict(module.get_config(arg) if colon else module.get_config())
+  config.unlock()
+  for override in overrides:
+    key, equals, text = override.partition("=")
+    if not equals:
+      raise ConfigError(f"--config.{override}: expected --config.{override}=value")
+    _set(config, key, text)
+  return config
+
+
+def resolve(config: Any) -> Config:
+  """Checks every key and value of a config, except those that the task and evaluators own."""
+  resolved = build(Config, config)
+  if resolved.batch_size < 1:
+    raise ConfigError(f"config.batch_size={resolved.batch_size}: expected at least 1")
+  accum = resolved.optim.accum_steps
+  if accum < 1 or resolved.batch_size % accum:
+    raise ConfigError(f"config.optim.accum_steps={accum}: expected a divisor of "
+                      f"config.batch_size={resolved.batch_size}")
+  if isinstance(resolved.init, str):
+    resolved = dataclasses.replace(resolved, init=Init(resolved.init))
+  return resolved
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
+  """Reads a config's argument, `"runlocal,data=DIR,res=384"`, into the names of `defaults`.
+
+  A name alone means True. Values take the type of the default; where that is None, a literal or
+  else a string.
+
+  Raises:
+    ConfigError: a name that is not among the defaults, or a value of another type.
+  """
+  out = dict(defaults)
+  for part in filter(None, (arg or "").split(",")):
+    key, equals, text = part.partition("=")
+    if key not in defaults:
+      raise ConfigError(unknown_key(f"config argument {part!r}", key, list(defaults)))
+    default = defaults[key]
+    value = (text if isinstance(default, str) else parse_value(text)) if equals else True
+    if default is not None:
+      value = build(dataclasses.make_dataclass("Arg", [(key, type(default))]), {key: value},
+                    "config argument").__getattribute__(key)
+    out[key] = value
+  return ml_collections.ConfigDict(out)
+
+
+def differences(old: dict, new: dict) -> list[str]:
+  """What differs between two configs, as `to_dict` gives them, in what a run may not change.
+
+  Returns:
+    Lines like "lr: 0.001 -> 0.1".
+  """
+  free = {*FREE_KEYS, *(f"{k}_{u}" for k in FREE_KEYS for u in UNITS)}
+  old, new = ({k: v for k, v in c.items() if k not in free} for c in (old, new))
+  old, new = (_flatten({**c, "input": {k: v for k, v in c.get("input", {}).items()
+                                       if k not in FREE_INPUT_KEYS}}) for c in (old, new))
+  return [f"{k}: {old.get(k, 'not set')!r} -> {new.get(k, 'not set')!r}"
+          for k in sorted({*old, *new}) if old.get(k, "not set") != new.get(k, "not set")]
+
+
+def parse_value(text: str) -> Any:
+  """A command line's text as a Python literal if it is one (true, false, none too), else itself."""
+  named = {"true": True, "false": False, "none": None}
+  if text.lower() in named:
+    return named[text.lower()]
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError, MemoryError, TypeError):
+    return text
+
+
+def _set(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+  *parents, last = key.split(".")
+  node = config
+  for depth, name in enumerate(parents):
+    if name not in node:
+      # A group that the file leaves at its defaults; an unknown one fails when it is resolved.
+      node[name] = ml_collections.ConfigDict()
+      node.unlock()
+    node = node[name]
+    if not isinstance(node, ml_collections.ConfigDict):
+      raise ConfigError(f"--config.{key}: config.{'.'.join(parents[:depth + 1])} is {node!r}, "
+                        "not a group of settings")
+  stem, _, unit = last.rpartition("_")
+  if unit in UNITS and last not in node:
+    for other in UNITS:
+      if f"{stem}_{other}" in node:
+        del node[f"{stem}_{other}"]
+  is_text = isinstance(node.get(last), str) and text.lower() != "none"
+  value = text if is_text else parse_value(text)
+  with node.ignore_type():
+    node[last] = value
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+  out = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      out |= _flatten(value, f"{prefix}{key}.")
+    else:
+      out[f"{prefix}{key}"] = value
+  return out

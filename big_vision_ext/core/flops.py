@@ -1,0 +1,166 @@
+"""How much arithmetic does a model need, and what share of the chip's peak does a run reach?
+
+Counted are multiplications and additions of matrix products and convolutions in one forward pass
+of one sample; not norms, softmax, activations or resizing. Training costs three forward passes
+for what is trained and one for what is frozen; rematerialisation does not count, it is how a
+program was compiled and not what the model needs. All counts are exact integers.
+
+T tokens, K keys, D width, F mlp width, L layers:
+  block       8 T D^2 + 4 T K D + 4 T D F     (projections, scores and values, mlp)
+  patches     2 T c p^2 D
+  MAP head    4 T D^2 + 4 T D + 4 D^2 + 4 D F
+"""
+
+import re
+from collections.abc import Sequence
+
+# Peak of one jax device in dense bfloat16, FLOP/s, by its device_kind; vendors' data sheets. A
+# device is a chip, but for TPU v2 and v3, where it is a core, half a chip.
+_PEAKS = (
+  (r"TPU v3", 61.5e12),
+  (r"TPU v4", 275e12),
+  (r"TPU v5 ?(lite|e).*", 197e12),
+  (r"TPU v5p?", 459e12),
+  (r"TPU v6 ?(lite|e).*", 918e12),
+  (r"(NVIDIA )?A100.*", 312e12),
+  (r"(NVIDIA )?H100 80GB HBM3|(NVIDIA )?H100 SXM.*", 989e12),
+)
+
+
+def peak(device_kind: str) -> float | None:
+  """Peak FLOP/s of one device of this kind (`jax.devices()[0].device_kind`), None if not known."""
+  return next((p for pattern, p in _PEAKS if re.fullmatch(pattern, device_kind)), None)
+
+
+def train(trained: int, frozen: int = 0) -> int:
+  """FLOPs of a training step per sample, from the forward FLOPs of trained and frozen parts."""
+  return 3 * trained + frozen
+
+
+def mfu(
+  flops_per_sample: float, samples_per_second: float, devices: int, device_kind: str
+) -> float | None:
+  """Model FLOPs utilisation, 0..1, or None for a device whose peak is not known (CPUs).
+
+  Args:
+    flops_per_sample: of a whole step, as from `train`.
+    samples_per_second: of all devices together.
+    devices: number of devices.
+    device_kind: their kind.
+  """
+  top = peak(device_kind)
+  return None if top is None else flops_per_sample * samples_per_second / (devices * top)
+
+
+def block(tokens: int, width: int, mlp_dim: int, cached: int = 0) -> int:
+  """One transformer block, attending to its own tokens and to `cached` keys of others."""
+  attend = 4 * tokens * (tokens + cached) * width
+  return 8 * tokens * width**2 + attend + 4 * tokens * width * mlp_dim
+
+
+def patches(tokens: int, width: int, patch_size: int, channels: int = 3) -> int:
+  """Patch embedding."""
+  return 2 * tokens * channels * patch_size**2 * width
+
+
+def map_head(tokens: int, width: int, mlp_dim: int) -> int:
+  """Attention pooling by one probe: keys and values, scores, query and output, mlp."""
+  return 4 * tokens * width**2 + 4 * tokens * width + 4 * width**2 + 4 * width * mlp_dim
+
+
+def vit(
+  *,
+  tokens: int,
+  width: int,
+  depth: int,
+  mlp_dim: int,
+  patch_size: int,
+  pool_type: str = "map",
+  rep_size: int = 0,
+  num_classes: int = 0,
+) -> int:
+  """A vision transformer on one image of `tokens` patches."""
+  total = patches(tokens, width, patch_size)
+  total += depth * block(tokens + (pool_type == "tok"), width, mlp_dim)
+  if pool_type == "map":
+    total += map_head(tokens, width, mlp_dim)
+  vectors = tokens if pool_type == "none" else 1
+  sizes = [size for size in (rep_size, num_classes) if size]
+  return total + vectors * _chain([width, *sizes])
+
+
+def text(
+  *,
+  text_len: int,
+  width: int,
+  depth: int,
+  mlp_dim: int,
+  out_dim: int = 0,
+  pool_type: str = "last",
+) -> int:
+  """A text transformer on one text."""
+  total = depth * block(text_len, width, mlp_dim)
+  if pool_type == "map":
+    total += map_head(text_len, width, mlp_dim)
+  return total + (_chain([width, out_dim]) if out_dim else 0)
+
+
+def contrastive(batch_size: int, width: int) -> int:
+  """A sample's share of the similarities of all images with all texts of the batch."""
+  return 2 * batch_size * width
+
+
+def ps3(
+  *,
+  scales: Sequence[int],
+  selected: Sequence[int],
+  width: int,
+  depth: int,
+  mlp_dim: int,
+  patch_size: int,
+  num_select_layers: int = 4,
+  num_prompts: int = 1,
+  selection_size: int = 1512,
+  selection_hidden: int = 512,
+  selection_out: int = 512,
+  selection_depth: int = 3,
+  selection_kernel: int = 28,
+  highres_selection: bool = True,
+) -> dict[str, int]:
+  """PS3 on one square image, by part (Shi et al. 2025, sec. 3).
+
+  Args:
+    scales: image sizes in pixels, smallest first.
+    selected: tokens of each look; looks do not see each other.
+    width, depth, mlp_dim, patch_size: of the transformer.
+    num_select_layers: layers whose outputs the selection reads.
+    num_prompts: prompts scored; 2 if the text's and the learned one both are.
+    selection_size, selection_hidden, selection_out, selection_depth, selection_kernel: of the
+      convolutional branch that looks at the high resolution before selection.
+    highres_selection: whether that branch exists.
+
+  Returns:
+    `low` (transformer and pooling on the smallest scale), `select`, `high` (all looks, with
+    pooling over all their tokens) and `total`.
+  """
+  grid = (scales[0] // patch_size) ** 2
+  low = vit(tokens=grid, width=width, depth=depth, mlp_dim=mlp_dim, patch_size=patch_size)
+  features = num_select_layers * width
+  # Of the published output, one slice of `width` per scale, only the first is used or computed.
+  select = grid * (_chain([features, features, width]) + 2 * width * num_prompts)
+  if highres_selection:
+    cells, hidden = (selection_size // selection_kernel) ** 2, selection_hidden
+    inner = 2 * 7 * 7 * hidden + _chain([hidden, 4 * hidden, hidden])
+    stem = 2 * 3 * selection_kernel**2 * hidden
+    last = _chain([hidden, selection_out]) + 2 * selection_out * num_prompts
+    select += cells * (stem + selection_depth * inner + last)
+    select += _chain([width, selection_out]) * num_prompts
+  high = sum(patches(n, width, patch_size) + depth * block(n, width, mlp_dim, grid) for n in selected)
+  if sum(selected):
+    high += map_head(sum(selected), width, mlp_dim)
+  return {"low": low, "select": select, "high": high, "total": low + select + high}
+
+
+def _chain(sizes: Sequence[int]) -> int:
+  """Linear layers from width to width on one vector."""
+  return sum(2 * a * b for a, b in zip(sizes, sizes[1:]))

@@ -1,0 +1,200 @@
+"""On which devices does each array of a run live?
+
+Modules name the axes of their arrays (embed, heads, mlp, ...). A table maps those names to the
+axes of the device mesh: `data` (parameters replicated), `fsdp` (parameters cut along with the
+batch) and `tensor` (layers cut).
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from big_vision_ext.core import trees
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+DEFAULT_RULES = (
+    ("act_batch", BATCH_AXES),
+    ("act_length", None),
+    ("act_embed", None),
+    ("act_heads", "tensor"),
+    ("act_mlp", "tensor"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv", None),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+    ("layers", None),
+    ("out", None),
+    ("conv", None),
+)
+# A parameter of this many elements that cannot be cut as asked is worth a warning.
+_LARGE = 2**20
+
+
+class ShardingError(ValueError):
+  """A mesh or batch that does not fit the devices."""
+
+
+def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+  """A mesh with the axes data, fsdp and tensor.
+
+  With several slices, `data` runs across them (over the slow network) and the rest stays within.
+
+  Args:
+    sizes: has `data`, `fsdp` and `tensor`; at most one is -1, which takes the devices left over.
+    devices: default: all devices of all processes.
+
+  Raises:
+    ShardingError: the sizes do not multiply to the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  shape = [getattr(sizes, axis) for axis in AXES]
+  said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape))
+  if shape.count(-1) > 1 or any(s != -1 and s < 1 for s in shape):
+    raise ShardingError(f"config.mesh ({said}): expected positive sizes and at most one -1")
+  if -1 in shape:
+    fixed = -math.prod(shape)
+    if len(devices) % fixed:
+      raise ShardingError(f"config.mesh ({said}): {fixed} does not divide the {len(devices)} "
+                          f"devices there are")
+    shape[shape.index(-1)] = len(devices) // fixed
+  if math.prod(shape) != len(devices):
+    raise ShardingError(f"config.mesh ({said}): needs {math.prod(shape)} devices, there are "
+                        f"{len(devices)}; -1 takes what is left over")
+  slices = len({getattr(d, "slice_index", 0) for d in devices})
+  auto = (AxisType.Auto,) * len(AXES)
+  if slices == 1:
+    return jax.make_mesh(tuple(shape), AXES, axis_types=auto, devices=devices)
+  if shape[0] % slices:
+    raise ShardingError(f"config.mesh ({said}): data={shape[0]} must be a multiple of the "
+                        f"{slices} slices")
+  grid = mesh_utils.create_hybrid_device_mesh(
+      (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices=devices)
+  return jax.sharding.Mesh(grid, AXES, axis_types=auto)
+
+
+def merge_rules(rules: Sequence[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+  """The default table with a config's entries in place of those of the same name.
+
+  Raises:
+    ShardingError: a mesh axis that does not exist.
+  """
+  for name, axes in rules:
+    for axis in (axes,) if isinstance(axes, str) else axes or ():
+      if axis not in AXES:
+        raise ShardingError(f"config.sharding_rules: {name!r} -> {axes!r}: there is no mesh axis "
+                            f"{axis!r}, only {', '.join(AXES)}")
+  own = dict(rules)
+  return (*own.items(), *((n, a) for n, a in DEFAULT_RULES if n not in own))
+
+
+@contextlib.contextmanager
+def use(mesh: jax.sharding.Mesh, rules: Sequence[tuple[str, Any]]) -> Iterator[None]:
+  """The context in which a run traces and runs its programs."""
+  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    yield
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """Every device has the whole array."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: jax.sharding.Mesh, batch_size: int | None = None,
+                   accum_steps: int = 1) -> NamedSharding:
+  """The leading axis cut over data and fsdp.
+
+  Raises:
+    ShardingError: `batch_size` is given and cannot be cut evenly into micro-batches and devices.
+  """
+  pieces = math.prod(mesh.shape[a] for a in BATCH_AXES)
+  if batch_size is not None and batch_size % (pieces * accum_steps):
+    unit = pieces * accum_steps
+    near = max(unit, round(batch_size / unit) * unit)
+    micro = f" times {accum_steps} accumulation steps" if accum_steps > 1 else ""
+    raise ShardingError(
+        f"config.batch_size={batch_size} cannot be divided among {pieces} devices "
+        f"(mesh data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']}){micro}; "
+        f"the nearest that can is {near}")
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def unbox(tree: Any) -> Any:
+  """Strips flax's axis annotations, without the constraint that flax's own unbox applies."""
+  return jax.tree.map(lambda x: x.value if isinstance(x, nn.meta.AxisMetadata) else x, tree,
+                      is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
+
+
+def param_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Sequence[tuple[str, Any]],
+                    min_size: int = 0) -> Any:
+  """The sharding of each parameter, from its logical axes.
+
+  An axis whose length its mesh axes do not divide stays whole, as do parameters of fewer than
+  `min_size` elements.
+
+  Args:
+    boxed: parameters (or their shapes) in flax's boxes; unboxed ones are replicated.
+    mesh: the mesh.
+    rules: (logical axis, mesh axes) pairs.
+    min_size: see above.
+
+  Returns:
+    A tree of NamedSharding shaped like the unboxed parameters.
+  """
+  logical = nn.get_partition_spec(boxed)
+  specs = nn.logical_to_mesh(logical, rules)
+  whole = []
+
+  def place(name, shape, spec):
+    if shape.size < min_size:
+      return replicated(mesh)
+    dims = []
+    for length, axes in zip(shape.shape, tuple(spec) + (None,) * len(shape.shape)):
+      pieces = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+      if length % pieces:
+        if shape.size >= _LARGE:
+          whole.append(f"{name} {shape.shape}: {length} over {axes}={pieces}")
+        axes = None
+      dims.append(axes)
+    return NamedSharding(mesh, PartitionSpec(*dims))
+
+  shapes = unbox(boxed)
+  flat_specs = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+  treedef = jax.tree.structure(shapes)
+  out = trees.map_with_names(place, shapes, jax.tree.unflatten(treedef, flat_specs))
+  if whole:
+    logging.warning("These large parameters have an axis that stays whole on every device, since "
+                    "the mesh does not divide it:\n  %s", "\n  ".join(whole))
+  return out
+
+
+def state_shardings(tx: optax.GradientTransformation, params: Any, shardings: Any,
+                    mesh: jax.sharding.Mesh) -> Any:
+  """Shardings of an optimiser's state: moments like their parameter, the rest replicated.
+
+  Args:
+    tx: the optimiser, whose state has the parameters' own shapes.
+    params: shapes of the trained parameters.
+    shardings: their shardings.
+    mesh: the mesh.
+  """
+  state = jax.eval_shape(tx.init, params)
+  return optax.tree_map_params(tx, lambda _, sharding: sharding, state, shardings,
+                               transform_non_params=lambda _: replicated(mesh))
+
+
+def put(array: np.ndarray, sharding: NamedSharding, dtype: Any = None) -> jax.Array:
+  """A host array that every process has whole, onto its devices; each takes its own part."""
+  array = np.asarray(array, dtype=dtype and jnp.dtype(dtype))
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

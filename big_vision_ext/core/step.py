@@ -1,0 +1,161 @@
+"""What happens in one step of training, and what is its state?
+
+The state is a dict: `params`; `opt`, the optimiser's state over the trained parameters; `step`, the
+number of steps taken; `skipped` and `skipped_in_row`, updates left out as they were not finite.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from big_vision_ext.core import optimizers, sharding
+from big_vision_ext.core.config import Config
+
+COUNTERS = ("step", "skipped", "skipped_in_row")
+
+
+def plan_state(task: Any, config: Config, mesh: jax.sharding.Mesh,
+               rules: Any) -> tuple[Any, Any, optax.GradientTransformation, Callable]:
+  """Shapes and shardings of the state before any of it exists.
+
+  Returns:
+    (shapes, shardings, optimiser, init); `init(key) -> state` is to be jitted with the shardings.
+  """
+  example = task.batch_spec(config.batch_size)
+
+  def init_params(key):
+    batch = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), example)
+    return task.init(key, batch)
+
+  # Without rules, the model's own constraints are silent: init is placed by out_shardings.
+  boxed = jax.eval_shape(init_params, jax.random.key(0))
+  params = sharding.unbox(boxed)
+  trained, _ = optimizers.split(params, config.optim.freeze)
+  tx = optimizers.make(config.optim, config.lr, trained)
+
+  def init(key):
+    values = sharding.unbox(init_params(key))
+    trained, _ = optimizers.split(values, config.optim.freeze)
+    counters = {name: jnp.zeros((), jnp.int32) for name in COUNTERS}
+    return {"params": values, "opt": tx.init(trained), **counters}
+
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  places = sharding.param_shardings(boxed, mesh, rules, config.min_shard_size)
+  trained_places, _ = optimizers.split(places, config.optim.freeze)
+  shardings = {
+      "params": places,
+      "opt": sharding.state_shardings(tx, trained, trained_places, mesh),
+      **{name: sharding.replicated(mesh) for name in COUNTERS},
+  }
+  return shapes, shardings, tx, init
+
+
+def make(task: Any, config: Config, tx: optax.GradientTransformation,
+         schedule: Callable[[jax.Array], jax.Array], mesh: jax.sharding.Mesh) -> Callable:
+  """The pure function `step(state, batch) -> (state, metrics)`, to be jitted with donation.
+
+  Its randomness is `fold_in(seed, step)`: nothing random is stored. An update that is not finite
+  leaves parameters and optimiser as they were and is counted.
+  """
+  after_update = getattr(task, "after_update", None) or (lambda params: params)
+  accum = config.optim.accum_steps
+
+  def loss_fn(trained, frozen, batch, key):
+    loss, metrics = task.loss(optimizers.merge(trained, frozen), batch, key, train=True)
+    # The loss itself is reported too, whatever the task calls its terms.
+    return loss.astype(jnp.float32), {**metrics, "loss": loss.astype(jnp.float32)}
+
+  value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def step(state, batch):
+    key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+    trained, frozen = optimizers.split(state["params"], config.optim.freeze)
+    grad = functools.partial(_accumulate, value_and_grad, accum, mesh)
+    (_, metrics), grads = grad(trained, frozen, batch, key)
+    factor = schedule(state["step"])
+    updates, opt = tx.update(grads, state["opt"], trained)
+    updates = jax.tree.map(lambda u: u * factor.astype(u.dtype), updates)
+    new = after_update(optimizers.merge(optax.apply_updates(trained, updates), frozen))
+
+    grad_norm = optax.tree.norm(_float32(grads))
+    update_norm = optax.tree.norm(_float32(updates))
+    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+    params, opt = jax.tree.map(lambda a, b: jnp.where(good, a, b), (new, opt),
+                               (state["params"], state["opt"]))
+    state = {
+        "params": params, "opt": opt, "step": state["step"] + 1,
+        "skipped": state["skipped"] + jnp.where(good, 0, 1),
+        "skipped_in_row": jnp.where(good, 0, state["skipped_in_row"] + 1),
+    }
+    metrics |= {
+        "lr": factor * config.lr,
+        "grad_norm": grad_norm,
+        "update_norm": update_norm,
+        "param_norm": optax.tree.norm(_float32(params)),
+        "skipped_updates": state["skipped"],
+        "skipped_in_row": state["skipped_in_row"],
+    }
+    return state, metrics
+
+  return step
+
+
+def check_batch(spec: dict[str, jax.ShapeDtypeStruct], batch: dict[str, np.ndarray],
+                processes: int = 1) -> dict[str, np.ndarray]:
+  """The entries of a host batch that the task wants.
+
+  Args:
+    spec: the task's shapes of a global batch.
+    batch: this process's rows.
+    processes: how many processes share the global batch.
+
+  Raises:
+    ValueError: an entry is missing or of another shape or dtype.
+  """
+  wrong = []
+  for name, want in spec.items():
+    shape = (want.shape[0] // processes, *want.shape[1:])
+    if name not in batch:
+      wrong.append(f"{name}: the task wants {want.dtype}{shape}, the input has no such entry "
+                   f"(only {', '.join(sorted(batch))})")
+    elif tuple(batch[name].shape) != shape or batch[name].dtype != want.dtype:
+      wrong.append(f"{name}: the task wants {want.dtype}{shape}, the input gives "
+                   f"{batch[name].dtype}{tuple(batch[name].shape)}")
+  if wrong:
+    raise ValueError("config.input does not fit config.model:\n  " + "\n  ".join(wrong))
+  return {name: batch[name] for name in spec}
+
+
+def _accumulate(value_and_grad, accum, mesh, trained, frozen, batch, key):
+  """Means of loss, metrics and gradients over `accum` micro-batches, one after the other."""
+  if accum == 1:
+    return value_and_grad(trained, frozen, batch, key)
+
+  def cut(x):
+    # Micro-batch i has the rows i, i + accum, ...: every device keeps the rows it has.
+    x = jnp.swapaxes(x.reshape(x.shape[0] // accum, accum, *x.shape[1:]), 0, 1)
+    spec = PartitionSpec(None, sharding.BATCH_AXES)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+  micro = jax.tree.map(cut, batch)
+
+  def body(total, inputs):
+    index, rows = inputs
+    out = value_and_grad(trained, frozen, rows, jax.random.fold_in(key, index))
+    return jax.tree.map(jnp.add, total, out), None
+
+  zeros = jax.tree.map(
+      lambda s: jnp.zeros(s.shape, s.dtype),
+      jax.eval_shape(value_and_grad, trained, frozen, jax.tree.map(lambda x: x[0], micro), key))
+  total, _ = jax.lax.scan(body, zeros, (jnp.arange(accum), micro))
+  return jax.tree.map(lambda x: x / accum, total)
+
+
+def _float32(tree):
+  return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

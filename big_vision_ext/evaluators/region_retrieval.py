@@ -1,0 +1,79 @@
+"""Does the model find a region, and does it recognise what is in it?
+
+For every (image, box, caption) of the split, and for each way of selecting patches:
+
+- *retrieval_top1*: the region's embedding is compared with the embeddings of all the captions of
+  the split; it counts if the best one reads the same as its own. The embedding pools the selected
+  tokens that lie on the region's box (all the selected ones if none does), which is what
+  pre-training pools: a selection that misses the region is punished by having nothing to look at.
+- *selection_recall*: of the high-resolution tokens on the box, the share that was selected within
+  one look's budget (Shi et al. 2025, table 9, measures it so).
+
+Ways of selecting: `topdown` (prompted by the region's caption), `bottomup`, `random` (uniform
+scores, a fixed key for each region), `gt` (the box itself: what perfect selection would give), and
+for models without selection `low` (tokens of the only scale, those on the box).
+
+`chance/...` are the values that blind guessing has in expectation.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from big_vision_ext.evaluators import _common
+
+
+class Evaluator:
+  """See the module's docstring.
+
+  Args:
+    selections: the ways to measure, each one that the task's `region` output accepts.
+    batch_size: regions at a time, over all processes.
+  """
+
+  def __init__(self, *, task, input_config, mesh, batch_sharding,
+               selections: Sequence[str] = ("topdown", "bottomup", "random", "gt"),
+               batch_size: int = 32):
+    self._mesh = mesh
+    self._stream = functools.partial(
+        _common.batches, input_config, "regions", batch_size, batch_sharding)
+    self._region = {
+        s: jax.jit(functools.partial(task.outputs["region"], selection=s)) for s in selections}
+
+  def run(self, params) -> dict[str, float]:
+    results = {}
+    rows = {}
+    with jax.set_mesh(self._mesh):
+      for selection, fn in self._region.items():
+        rows = _common.collect(fn, params, self._stream())
+        results |= {f"{selection}/{k}": v for k, v in measure(rows).items()}
+    results |= {f"chance/{k}": v for k, v in chance(rows).items()}
+    results["regions"] = float(len(rows["index"]))
+    return results
+
+
+def measure(rows: dict[str, np.ndarray]) -> dict[str, float]:
+  """Top-1 over the split, and recall where the model selects.
+
+  Args:
+    rows: zimg (n, d) and ztxt (n, d), normalised; text (n, l) ids; optionally recall (n,).
+  """
+  captions, owner = np.unique(rows["text"], axis=0, return_inverse=True)
+  owner = owner.reshape(-1)
+  # One embedding for each different caption: equal texts have equal embeddings.
+  first = np.array([np.flatnonzero(owner == c)[0] for c in range(len(captions))])
+  best = np.argmax(rows["zimg"] @ rows["ztxt"][first].T, axis=1)
+  out = {"retrieval_top1": float(np.mean(best == owner))}
+  if "recall" in rows:
+    out["selection_recall"] = float(np.mean(rows["recall"]))
+  return out
+
+
+def chance(rows: dict[str, np.ndarray]) -> dict[str, float]:
+  """What guessing uniformly among the different captions, or tokens, gives in expectation."""
+  out = {"retrieval_top1": 1.0 / len(np.unique(rows["text"], axis=0))}
+  if "budget_share" in rows:
+    out["selection_recall"] = float(np.mean(rows["budget_share"]))
+  return out

@@ -1,0 +1,275 @@
+"""What is a transformer made of? Projections, blocks, the stack of them and the pooling head.
+
+Dimensions: b batch, t tokens, d width, h heads, k head width, m mlp, L layers. Parameter names
+and shapes are big_vision's (`models/vit.py` and `text_transformer.py` there), so that its
+checkpoints load unchanged. Parameters are `param_dtype`; products run in `dtype`; norms and
+softmax in float32.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from big_vision_ext.models import attention
+
+ACTIVATIONS: dict[str, Callable] = {
+  "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+  "gelu": functools.partial(nn.gelu, approximate=False),
+}
+# The policies of jax.checkpoint_policies that are policies themselves; the others there make one
+# from a list of names.
+REMAT_POLICIES = (
+  "none",
+  "nothing_saveable",
+  "everything_saveable",
+  "dots_saveable",
+  "dots_with_no_batch_dims_saveable",
+)
+
+
+def activation(name: str) -> Callable:
+  """The activation called `name`: "gelu_tanh" (big_vision, SigLIP) or "gelu" (exact; timm, PS3)."""
+  if name not in ACTIVATIONS:
+    raise ValueError(f"Activation act={name!r} is unknown; it is one of {sorted(ACTIVATIONS)}.")
+  return ACTIVATIONS[name]
+
+
+def constrain(x: Array, last: str) -> Array:
+  """Names the axes of activations (b, t, ..., last) for the sharding rules in force, if any."""
+  middle = (None,) * (x.ndim - 3)
+  return nn.with_logical_constraint(x, ("act_batch", "act_length", last, *middle))
+
+
+class Projection(nn.Module):
+  """x @ kernel + bias over the last `contract` axes; kernel (*in, *features).
+
+  Attributes:
+    features: output axes.
+    axes: logical names of the kernel's axes.
+    contract: how many trailing axes of the input are summed over.
+    kernel_init: makes an initialiser, given in_axis and out_axis: all fans count flattened.
+  """
+
+  features: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  contract: int = 1
+  kernel_init: Callable = nn.initializers.xavier_uniform
+  bias_init: Callable = nn.initializers.zeros_init()
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    n = self.contract
+    shape = (*x.shape[x.ndim - n :], *self.features)
+    init = self.kernel_init(in_axis=tuple(range(n)), out_axis=tuple(range(n, len(shape))))
+    init = nn.with_logical_partitioning(init, self.axes)
+    kernel = self.param("kernel", init, shape, self.param_dtype)
+    bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[n:])
+    bias = self.param("bias", bias_init, self.features, self.param_dtype)
+    over = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
+    y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (over, ((), ())))
+    return y + bias.astype(self.dtype)
+
+
+class MultiHeadAttention(nn.Module):
+  """Attention of queries `x` over `y`, with optional earlier keys and values in front."""
+
+  num_heads: int
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, y, kv=None, mask=None):
+    d = x.shape[-1]
+    if d % self.num_heads:
+      raise ValueError(f"width={d} does not divide into num_heads={self.num_heads} equal heads.")
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    into = functools.partial(
+      Projection, (self.num_heads, d // self.num_heads), ("embed", "heads", "kv"), **types
+    )
+    q = constrain(into(name="query")(x), "act_heads")
+    k = constrain(into(name="key")(y), "act_heads")
+    v = constrain(into(name="value")(y), "act_heads")
+    own = (k, v)
+    if kv is not None:
+      k, v = (jnp.concatenate([old.astype(new.dtype), new], axis=1) for old, new in zip(kv, own))
+    z = constrain(attention.attend(q, k, v, mask=mask), "act_heads")
+    out = Projection((d,), ("heads", "kv", "embed"), contract=2, **types, name="out")
+    return out(z), own
+
+
+class MlpBlock(nn.Module):
+  """Two projections with an activation between them."""
+
+  mlp_dim: int
+  act: str = "gelu_tanh"
+  dropout: float = 0.0
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t d"], deterministic: bool = True):
+    make = functools.partial(
+      Projection,
+      bias_init=nn.initializers.normal(1e-6),
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+    )
+    y = make((self.mlp_dim,), ("embed", "mlp"), name="Dense_0")(x)
+    y = activation(self.act)(constrain(y, "act_mlp"))
+    y = nn.Dropout(self.dropout)(y, deterministic)
+    return make((x.shape[-1],), ("mlp", "embed"), name="Dense_1")(y)
+
+
+def layer_norm(name: str | None, eps: float, dtype: Any, param_dtype: Any) -> nn.LayerNorm:
+  """LayerNorm with float32 statistics. The two-pass variance keeps digits of shifted inputs."""
+  return nn.LayerNorm(
+    epsilon=eps, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, name=name
+  )
+
+
+class EncoderBlock(nn.Module):
+  """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+  num_heads: int
+  mlp_dim: int
+  act: str = "gelu_tanh"
+  ln_eps: float = 1e-6
+  dropout: float = 0.0
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t d"], kv=None, deterministic: bool = True):
+    """Returns the block's output and the keys and values of `x`, each (b, t, h, k).
+
+    Given `kv` of other tokens, these stand in front of the keys and values of `x`; only `x` asks.
+    """
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    drop = nn.Dropout(self.dropout)
+    x = constrain(x, "act_embed")
+    y = layer_norm("LayerNorm_0", self.ln_eps, **types)(x)
+    mha = MultiHeadAttention(self.num_heads, **types, name="MultiHeadDotProductAttention_0")
+    y, own = mha(y, y, kv)
+    x = constrain(x + drop(y, deterministic), "act_embed")
+    y = layer_norm("LayerNorm_1", self.ln_eps, **types)(x)
+    mlp = MlpBlock(self.mlp_dim, self.act, self.dropout, **types, name="MlpBlock_0")
+    x = constrain(x + drop(mlp(y, deterministic), deterministic), "act_embed")
+    return x, own
+
+
+class Encoder(nn.Module):
+  """`depth` blocks and a norm.
+
+  Attributes:
+    scan: one block's program over stacked parameters (`encoderblock`, leading axis L) instead of
+      L copies of it (`encoderblock_{i}`). Compiles L times less.
+    remat_policy: what a block may keep for the backward pass: "none" switches rematerialisation
+      off, else one of `REMAT_POLICIES`; "nothing_saveable" recomputes all.
+    final_norm: whether there is an `encoder_norm`.
+  """
+
+  depth: int
+  mlp_dim: int
+  num_heads: int
+  scan: bool = False
+  remat_policy: str = "none"
+  act: str = "gelu_tanh"
+  ln_eps: float = 1e-6
+  dropout: float = 0.0
+  final_norm: bool = True
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  def setup(self):
+    if self.remat_policy not in REMAT_POLICIES:
+      raise ValueError(
+        f"remat_policy={self.remat_policy!r} is unknown; it is one of {REMAT_POLICIES}."
+      )
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    block = functools.partial(
+      EncoderBlock, self.num_heads, self.mlp_dim, self.act, self.ln_eps, self.dropout, **types
+    )
+    self.encoderblock = block() if self.scan else [block() for _ in range(self.depth)]
+    if self.final_norm:
+      self.encoder_norm = layer_norm(None, self.ln_eps, **types)
+
+  def __call__(self, x: Float[Array, "b t d"], kv=None, deterministic: bool = True):
+    """Runs the blocks and the norm.
+
+    Args:
+      x: tokens.
+      kv: `out["kv"]` of an earlier call on other tokens, to stand in front of this call's.
+      deterministic: no dropout.
+
+    Returns:
+      y (b, t, d) after the norm, and out: `blocks`, the raw output of every block, stacked
+      (L, b, t, d) under scan and a list else; `last`, the last of them; `kv`, per layer the keys
+      and values of `x`, (b, t, h, k) each, with a leading L under scan and in a list else.
+    """
+
+    def step(block, x, kv):
+      x, own = block(x, kv, deterministic)
+      return x, (x, own)
+
+    if self.remat_policy != "none":
+      policy = getattr(jax.checkpoint_policies, self.remat_policy)
+      # A scan's body cannot be merged with its own recomputation, unrolled blocks could be.
+      step = nn.remat(step, policy=policy, prevent_cse=not self.scan)
+
+    x = x.astype(self.dtype)
+    if self.scan:
+      run = nn.scan(
+        step,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=self.depth,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+      )
+      x, (blocks, new_kv) = run(self.encoderblock, x, kv)
+    else:
+      if kv is not None and len(kv) != self.depth:
+        raise ValueError(f"Got keys and values of {len(kv)} layers for depth={self.depth}.")
+      blocks, new_kv = [], []
+      for i, block in enumerate(self.encoderblock):
+        x, (_, own) = step(block, x, None if kv is None else kv[i])
+        blocks.append(x)
+        new_kv.append(own)
+    return self.norm(x), {"blocks": blocks, "last": x, "kv": new_kv}
+
+  def norm(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    """The final norm alone; the identity if there is none."""
+    return self.encoder_norm(x) if self.final_norm else x
+
+
+class MAPHead(nn.Module):
+  """Multi-head attention pooling: a learned probe asks all tokens (Zhai et al. 2022)."""
+
+  num_heads: int
+  mlp_dim: int
+  act: str = "gelu_tanh"
+  ln_eps: float = 1e-6
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b t d"], mask: Bool[Array, "b t"] | None = None
+  ) -> Float[Array, "b d"]:
+    """Pools the tokens where `mask` is true; a row without a true entry pools all of them."""
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    b, _, d = x.shape
+    init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), (None, None, "embed"))
+    probe = self.param("probe", init, (1, 1, d), self.param_dtype)
+    probe = jnp.broadcast_to(probe.astype(self.dtype), (b, 1, d))
+    mha = MultiHeadAttention(self.num_heads, **types, name="MultiHeadDotProductAttention_0")
+    x, _ = mha(probe, x, mask=mask)
+    y = layer_norm("LayerNorm_0", self.ln_eps, **types)(x)
+    mlp = MlpBlock(self.mlp_dim, self.act, **types, name="MlpBlock_0")
+    return (x + mlp(y))[:, 0]

@@ -1,0 +1,203 @@
+"""How are images, maps and selected patches resampled, exactly as PS3 was trained?
+
+Two cubic kernels are in play and they differ: images use A = -0.75 without antialiasing and
+with clamped borders (so a large reduction is aliased, and published weights rely on it);
+position embeddings use A = -0.5 with antialiasing and renormalised borders. All tables are
+computed in NumPy float64 while tracing; on the device there are only small gathers and matmuls.
+
+Every output sample is a weighted sum whose weights add up to one, so a per-channel affine map
+such as pixel normalisation may be applied after resampling instead of before.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num
+
+from big_vision_ext.core import boxes
+
+Size = tuple[int, int]
+
+# Weights are not representable in bfloat16; the sums must not lose them on an accelerator.
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
+  """Keys' piecewise cubic kernel with free parameter `a`."""
+  d = np.abs(distance)
+  near = ((a + 2) * d - (a + 3)) * d * d + 1
+  far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+  return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+@functools.lru_cache(maxsize=64)
+def cubic_taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
+  """Source indices and weights, both (n_out, taps <= 4), of cubic resampling along an axis.
+
+  Kernel A = -0.75, half-pixel centres, no antialiasing, border indices clamped. Taps whose
+  weight is zero everywhere are left out: an odd integer reduction is a mere subsampling.
+  """
+  source = (np.arange(n_out) + 0.5) * n_in / n_out - 0.5
+  offset = np.arange(-1, 3)
+  taps = np.floor(source)[:, None] + offset
+  weight = _cubic(source[:, None] - taps, -0.75)
+  index = np.clip(taps, 0, n_in - 1).astype(np.int32)
+  used = np.any(weight != 0, axis=0)
+  return index[:, used], weight[:, used].astype(np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def antialias_matrix(n_in: int, n_out: int) -> np.ndarray:
+  """Rows are the weights, (n_out, n_in), of antialiased cubic resampling (A = -0.5)."""
+  stretch = max(n_in / n_out, 1.0)
+  support = 2.0 * stretch
+  centre = (np.arange(n_out) + 0.5) * n_in / n_out
+  first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+  last = np.minimum((centre + support + 0.5).astype(np.int64), n_in)
+  j = np.arange(n_in)
+  weight = _cubic((j - centre[:, None] + 0.5) / stretch, -0.5)
+  weight = np.where((j >= first[:, None]) & (j < last[:, None]), weight, 0.0)
+  return (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _weighted_taps(x: jax.Array, axis: int, n_out: int) -> jax.Array:
+  """Cubic resampling of one axis of `x` to `n_out` samples, float32."""
+  if x.shape[axis] == n_out:
+    return x.astype(jnp.float32)
+  index, weight = cubic_taps(x.shape[axis], n_out)
+  shape = [1] * x.ndim
+  shape[axis] = n_out
+  total = 0.0
+  for k in range(index.shape[1]):
+    tap = jnp.take(x, index[:, k], axis=axis).astype(jnp.float32)
+    total = total + tap * weight[:, k].reshape(shape)
+  return total
+
+
+def resize_cubic(image: Num[Array, "*b y x c"], size: Size) -> Float[Array, "*b h w c"]:
+  """Cubic resize without antialiasing (A = -0.75, clamped borders), in float32.
+
+  Equals PyTorch's `interpolate(mode="bicubic", align_corners=False)`; the same size is the
+  identity. Integer images are converted after the gather, so no float copy of them is made.
+  """
+  rows = _weighted_taps(image, image.ndim - 3, size[0])
+  return _weighted_taps(rows, image.ndim - 2, size[1])
+
+
+@functools.lru_cache(maxsize=64)
+def _patch_taps(n_in: int, n_out: int, patch: int) -> tuple[np.ndarray, np.ndarray | None]:
+  """First source index (g,) and weights (g, patch, span) of every patch along one axis.
+
+  `span` is the same for all patches, so that a slice of static size serves each; near the end
+  of the image the slice is shifted back inside. Weights are None where a slice is the patch.
+  """
+  cells = n_out // patch
+  if n_in == n_out:
+    return np.arange(cells, dtype=np.int32) * patch, None
+  index, weight = cubic_taps(n_in, n_out)
+  index = index[: cells * patch].reshape(cells, patch, -1)
+  weight = weight[: cells * patch].reshape(cells, patch, -1)
+  low, high = index.min(axis=(1, 2)), index.max(axis=(1, 2))
+  span = int((high - low).max()) + 1
+  start = np.minimum(low, n_in - span)
+  table = np.zeros((cells, patch, span), np.float32)
+  cell, row, _ = np.indices(index.shape)
+  # add.at, not assignment: clamped borders send several taps to one index.
+  np.add.at(table, (cell, row, index - start[:, None, None]), weight)
+  return start.astype(np.int32), table
+
+
+def gather_patches(
+  image: Num[Array, "y x c"], size: Size, patch: int, index: Int[Array, "n"]
+) -> Float[Array, "n p p c"]:
+  """The patches at raster positions `index` of `resize_cubic(image, size)`, float32.
+
+  Only the pixels under the asked patches are read and only these patches are computed: the
+  image is never resized as a whole. `vmap` it over a batch.
+
+  Args:
+    image: any integer or float type.
+    size: height and width of the resized image.
+    patch: side of a patch; the grid has `size[0] // patch` by `size[1] // patch` patches.
+    index: row-major positions in that grid.
+  """
+  start_y, weight_y = _patch_taps(image.shape[0], size[0], patch)
+  start_x, weight_x = _patch_taps(image.shape[1], size[1], patch)
+  row, col = index // len(start_x), index % len(start_x)
+  span_y = patch if weight_y is None else weight_y.shape[-1]
+  span_x = patch if weight_x is None else weight_x.shape[-1]
+
+  def window(y, x):
+    return jax.lax.dynamic_slice(image, (y, x, 0), (span_y, span_x, image.shape[2]))
+
+  out = jax.vmap(window)(jnp.asarray(start_y)[row], jnp.asarray(start_x)[col])
+  out = out.astype(jnp.float32)
+  if weight_y is not None:
+    out = jnp.einsum("nps,nsxc->npxc", jnp.asarray(weight_y)[row], out, precision=_EXACT)
+  if weight_x is not None:
+    out = jnp.einsum("nqs,npsc->npqc", jnp.asarray(weight_x)[col], out, precision=_EXACT)
+  return out
+
+
+def table_rows(
+  table: Float[Array, "y x d"], size: Size, index: Int[Array, "*b n"]
+) -> Float[Array, "*b n d"]:
+  """Rows at raster positions `index` of a position table resized to `size`, float32.
+
+  A table whose grid is `size` is only looked up. Any other is resized with antialiasing to a
+  square of side max(size) and cropped at the top left, the rule of ps3 for images that are not
+  square. Only the asked rows are computed, each as a product of one row of weights per axis.
+  """
+  height, width, depth = table.shape
+  table = table.astype(jnp.float32)
+  if (height, width) == tuple(size):
+    return table.reshape(height * width, depth)[index]
+  side = max(size)
+  weight_y = jnp.asarray(antialias_matrix(height, side))[index // size[1]]
+  weight_x = jnp.asarray(antialias_matrix(width, side))[index % size[1]]
+  # One (n, y * x) weight per row and one matmul: cheaper than any intermediate with d columns.
+  weight = weight_y[..., :, None] * weight_x[..., None, :]
+  weight = weight.reshape(*index.shape, height * width)
+  return jnp.einsum(
+    "...k,kd->...d", weight, table.reshape(height * width, depth), precision=_EXACT
+  )
+
+
+def nearest(x: Array, size: Size) -> Array:
+  """Nearest-neighbour resize of (..., y, x), with PyTorch's index rule."""
+  rows = jnp.take(x, boxes.nearest_index(x.shape[-2], size[0]), axis=-2)
+  return jnp.take(rows, boxes.nearest_index(x.shape[-1], size[1]), axis=-1)
+
+
+@functools.lru_cache(maxsize=64)
+def _area_matrix(n_in: int, n_out: int) -> np.ndarray:
+  start, end = boxes.windows(n_in, n_out)
+  j = np.arange(n_in)
+  inside = (j >= start[:, None]) & (j < end[:, None])
+  return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def area(x: Float[Array, "*b y x"], size: Size) -> Float[Array, "*b h w"]:
+  """Adaptive average pooling of (..., y, x) to `size`, float32."""
+  return jnp.einsum(
+    "hy,...yx,wx->...hw",
+    _area_matrix(x.shape[-2], size[0]),
+    x.astype(jnp.float32),
+    _area_matrix(x.shape[-1], size[1]),
+    precision=_EXACT,
+  )
+
+
+def _window_max(x: jax.Array, axis: int, n_out: int) -> jax.Array:
+  start, end = boxes.windows(x.shape[axis], n_out)
+  # Shorter windows repeat their last sample, which leaves a maximum as it is.
+  index = np.minimum(start[:, None] + np.arange((end - start).max()), end[:, None] - 1)
+  return jnp.take(x, index, axis=axis).max(axis=axis + 1)
+
+
+def amax(x: Float[Array, "*b y x"], size: Size) -> Float[Array, "*b h w"]:
+  """Adaptive maximum pooling of (..., y, x) to `size`."""
+  rows = _window_max(x, x.ndim - 2, size[0])
+  return _window_max(rows, x.ndim - 1, size[1])

@@ -1,0 +1,155 @@
+"""What are the layers that score places in PS3? Projections and a small ConvNeXt branch.
+
+Names and shapes follow ps3-torch, dead parts included: its head emits features for every
+high-resolution scale but the published model uses those of the first scale only. Those outputs
+are kept as parameters, so that weights convert both ways, and are never computed. Fresh
+parameters are drawn as PyTorch draws them, since published hyper-parameters assume it.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from big_vision_ext.models import blocks
+
+_torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _torch_bias(fan_in: int):
+  bound = fan_in**-0.5
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+def l2_normalize(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+  """x / max(|x|, 1e-12) over the last axis, in float32."""
+  x = x.astype(jnp.float32)
+  # The maximum is taken before the root, so that the gradient at zero is zero and not NaN.
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
+
+
+class Linear(nn.Module):
+  """A dense layer of which only the first `used` outputs are computed (all if None)."""
+
+  features: int
+  axes: tuple[str | None, str | None]
+  used: int | None = None
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
+    kernel_init = nn.with_logical_partitioning(_torch_kernel, self.axes)
+    bias_init = nn.with_logical_partitioning(_torch_bias(x.shape[-1]), self.axes[1:])
+    kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), self.param_dtype)
+    bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
+    kernel, bias = kernel[:, : self.used].astype(self.dtype), bias[: self.used]
+    return x.astype(self.dtype) @ kernel + bias.astype(self.dtype)
+
+
+class NormedMlp(nn.Module):
+  """fc1, exact GELU, LayerNorm (epsilon 1e-5), fc2.
+
+  Attributes:
+    hidden: width between the layers.
+    features: outputs that have parameters.
+    used: outputs that are computed, the first ones; all if None.
+  """
+
+  hidden: int
+  features: int
+  used: int | None = None
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    x = Linear(self.hidden, ("embed", "mlp"), **types, name="fc1")(x)
+    x = blocks.layer_norm("norm", 1e-5, **types)(nn.gelu(x, approximate=False))
+    return Linear(self.features, ("mlp", "out"), self.used, **types, name="fc2")(x)
+
+
+class PromptProj(nn.Module):
+  """A caption's unit-length embedding -> a prompt of the width of the vision model."""
+
+  width: int
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  def setup(self):
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    self.fc1 = Linear(self.width, ("embed", "mlp"), **types)
+    self.norm = blocks.layer_norm(None, 1e-5, **types)
+    self.fc2 = Linear(self.width, ("mlp", "out"), **types)
+
+  def __call__(self, text: Float[Array, "b e"]) -> Float[Array, "b d"]:
+    return self.fc2(self.norm(nn.gelu(self.fc1(text), approximate=False)))
+
+
+class ConvNeXtBlock(nn.Module):
+  """Depthwise convolution, norm and MLP with a learned scale per channel, around a skip."""
+
+  dim: int
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x c"]:
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    y = nn.Conv(
+      self.dim,
+      (7, 7),
+      padding=3,
+      feature_group_count=self.dim,
+      kernel_init=nn.with_logical_partitioning(_torch_kernel, (None, None, None, "conv")),
+      bias_init=_torch_bias(49),
+      **types,
+      name="conv_dw",
+    )(x)
+    y = blocks.layer_norm("norm", 1e-6, **types)(y)
+    y = Linear(4 * self.dim, ("conv", "mlp"), **types, name="fc1")(y)
+    y = Linear(self.dim, ("mlp", "conv"), **types, name="fc2")(nn.gelu(y, approximate=False))
+    scale = self.param("scale", nn.initializers.constant(1e-6), (self.dim,), self.param_dtype)
+    return x + y * scale.astype(self.dtype)
+
+
+class HighResSelection(nn.Module):
+  """Features of an image at selection resolution: a patch stem and a few ConvNeXt blocks.
+
+  Attributes:
+    hidden, features: width inside, and of the output.
+    depth: number of blocks.
+    kernel: size and stride of the stem, in pixels.
+  """
+
+  hidden: int = 512
+  features: int = 512
+  depth: int = 3
+  kernel: int = 28
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, image: Float[Array, "b y x c"]) -> Float[Array, "b h w c"]:
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    x = nn.Conv(
+      self.hidden,
+      (self.kernel, self.kernel),
+      strides=self.kernel,
+      padding="VALID",
+      kernel_init=nn.with_logical_partitioning(_torch_kernel, (None, None, None, "conv")),
+      bias_init=_torch_bias(image.shape[-1] * self.kernel**2),
+      **types,
+      name="stem",
+    )(image)
+    x = blocks.layer_norm("stem_norm", 1e-6, **types)(x)
+    for i in range(self.depth):
+      x = ConvNeXtBlock(self.hidden, **types, name=f"block_{i}")(x)
+    return Linear(self.features, ("conv", "out"), **types, name="out_proj")(x)

@@ -1,0 +1,34 @@
+"""Systems that can be trained: each file turns a batch into a loss and named outputs.
+
+A task is a frozen object with
+
+- `init(rng, batch) -> params` (leaves may be boxed with their logical axes),
+- `loss(params, batch, rng, train) -> (scalar, {name: scalar})`,
+- `outputs: {name: fn(params, batch, ...)}` for evaluators, `encode` and export,
+- `batch_spec(batch_size) -> {name: jax.ShapeDtypeStruct}`, shapes without data,
+- optionally `after_update(params) -> params`, applied after each optimiser step,
+- optionally `flops_per_example`, model FLOPs of one training example.
+
+Everything is pure and may be jitted.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+
+def make(name: str, model_config: Mapping[str, Any]) -> Any:
+  """Builds the task `name` ("ps3", or a dotted module path) from its `config.model`.
+
+  Raises:
+    ValueError: no such task, or a key or value of `model_config` does not fit it.
+  """
+  known = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+  if "." not in name and name not in known:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"config.task={name!r} is no task; there are {', '.join(known)}.{hint}")
+  module = importlib.import_module(name if "." in name else f"{__name__}.{name}")
+  return module.make(model_config)

@@ -1,0 +1,189 @@
+"""PS3: pre-training a vision encoder at up to 4K (Shi et al. 2025, arXiv 2503.19903).
+
+Each sample is an image, a box and the caption of what is in it (or the whole image and its global
+caption). The image tower encodes the image once at low resolution, is told by the caption where
+to look, encodes those patches at high resolution, and the pooled region is contrasted with the
+captions of the batch. The selection scores are taught the box.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_vision_ext.core import boxes as geometry
+from big_vision_ext.core import typed
+from big_vision_ext.models import ps3, selection_head, vit
+from big_vision_ext.objectives import contrastive
+from big_vision_ext.objectives import selection as selection_loss
+from big_vision_ext.tasks import _towers
+
+SELECTIONS = ("topdown", "bottomup", "random", "gt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """`config.model` of the task "ps3".
+
+  Attributes:
+    image: fields of `models.ps3.PS3Vision`, with `variant` as a shorthand.
+    text: fields of `models.text.TextTransformer`.
+    selection_loss: "bce" as released (both scores are taught the sample's box), or "bce_dice" as
+      in the paper (cross-entropy and DICE; bottom-up is taught the union of all boxes).
+    max_boxes: how many boxes of an image the input ships (`input.max_boxes`). Above 0, bottom-up
+      is taught their union under "bce" as well.
+    selection_weight: factor of the selection loss.
+    temperature_init, bias_init: of the sigmoid loss.
+  """
+
+  image: dict[str, Any]
+  text: dict[str, Any]
+  selection_loss: Literal["bce", "bce_dice"] = "bce"
+  max_boxes: int = 0
+  selection_weight: float = 1.0
+  temperature_init: float = 10.0
+  bias_init: float = -10.0
+
+
+def make(model_config: Mapping[str, Any]) -> "Task":
+  """The task of a `config.model`; raises ConfigError or ValueError naming the key that is wrong."""
+  return Task(typed.build(Config, model_config, "config.model"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """See the module's docstring."""
+
+  config: Config
+
+  def __post_init__(self):
+    c = self.config
+    image = vit.build(ps3.PS3Vision, _towers.plain(c.image), "config.model.image")
+    set_field = lambda name, value: object.__setattr__(self, name, value)
+    set_field("vision", image)
+    set_field("text", _towers.text_tower(c.text, out_dim=image.width))
+    set_field("prompt", selection_head.PromptProj(image.width))
+    set_field("outputs", {
+        "image": self.embed_image, "text": self.embed_text, "region": self.embed_region,
+        "encode": self.encode})
+
+  @property
+  def image_size(self) -> int:
+    """The largest scale, in pixels."""
+    return self.vision.scales[-1]
+
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    spec = _towers.batch_spec(batch_size, self.image_size, self.text.text_len)
+    if n := self.config.max_boxes:
+      spec["boxes"] = jax.ShapeDtypeStruct((batch_size, n, 4), np.float32)
+      spec["num_boxes"] = jax.ShapeDtypeStruct((batch_size,), np.int32)
+    return spec
+
+  def init(self, rng, batch):
+    img, txt, prompt = jax.random.split(rng, 3)
+    one = {k: batch[k][:1] for k in ("image", "text", "box", "is_global")}
+    width = jnp.zeros((1, self.vision.width))
+    return {
+        "img": self.vision.init(img, one["image"], prompt=width, box=one["box"],
+                                is_global=one["is_global"])["params"],
+        "txt": self.text.init(txt, one["text"])["params"],
+        "prompt_proj": self.prompt.init(prompt, width)["params"],
+        "t": jnp.full((1,), np.log(self.config.temperature_init), jnp.float32),
+        "b": jnp.full((1,), self.config.bias_init, jnp.float32),
+    }
+
+  def loss(self, params, batch, rng, train: bool):
+    del rng, train  # Nothing here is random.
+    _towers.check_image(batch["image"], self.image_size)
+    ztxt, prompt = self._read(params, batch)
+    pooled, out = self.vision.apply(
+        {"params": params["img"]}, batch["image"], prompt=prompt, box=batch["box"],
+        is_global=batch["is_global"])
+    contrast, metrics = contrastive.sigmoid_loss(
+        selection_head.l2_normalize(pooled), ztxt, jnp.exp(params["t"])[0], params["b"][0])
+    size = (self.image_size, self.image_size)
+    where, terms = selection_loss.selection_loss(
+        out["topdown"]["score"], out["bottomup"]["score"], box=batch["box"],
+        is_global=batch["is_global"], image_hw=size, grids=self.vision.grids(size),
+        form=self.config.selection_loss,
+        boxes=batch.get("boxes"), num_boxes=batch.get("num_boxes"))
+    total = contrast + self.config.selection_weight * where
+    return total, metrics | terms | {"loss_contrastive": contrast, "loss_selection": where}
+
+  def after_update(self, params):
+    return _towers.clamp_temperature(params)
+
+  def embed_text(self, params, batch):
+    """(b, d)."""
+    return self._read(params, batch)[0]
+
+  def embed_image(self, params, batch):
+    """(b, d): the low-resolution pass of the whole image, pooled."""
+    low = self.vision.apply({"params": params["img"]}, batch["image"], method="low")
+    return selection_head.l2_normalize(low["pooled"])
+
+  def embed_region(self, params, batch, selection: str = "topdown"):
+    """What one look at a region gives, with one of `SELECTIONS` to choose the patches.
+
+    Returns:
+      zimg, ztxt (b, d); recall (b,), the share of the high-resolution tokens on the box that were
+      selected; budget_share (b,), the share of all of them that one look selects.
+    """
+    if selection not in SELECTIONS:
+      raise ValueError(f"selection={selection!r}: expected one of {', '.join(SELECTIONS)}")
+    ztxt, prompt = self._read(params, batch)
+    b = batch["image"].shape[0]
+    size = (self.image_size, self.image_size)
+    grids = self.vision.grids(size)
+    scores = None
+    if selection == "random":
+      # One key for each region: the choice does not depend on the batch it comes in.
+      keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(batch["index"])
+      cells = self.vision.cells
+      scores = jax.vmap(lambda k: jax.random.uniform(k, cells))(keys)
+    out = self.vision.apply(
+        {"params": params["img"]}, batch["image"],
+        prompt=prompt if selection == "topdown" else None,
+        box=batch["box"] if selection == "gt" else None,
+        scores=scores, num_looks=1, method="encode_image")
+    hits = jnp.concatenate([geometry.hits_at(batch["box"], size, grid, index)
+                            for grid, index in zip(grids, out["index"])], axis=1)
+    wanted = sum(geometry.hit_map(batch["box"], size, grid).sum((1, 2)) for grid in grids)
+    pooled = self.vision.apply(
+        {"params": params["img"]}, out["last_hidden"][:, -hits.shape[1]:], hits,
+        method="pool_high")
+    total = sum(y * x for y, x in grids)
+    return {
+        "zimg": selection_head.l2_normalize(pooled), "ztxt": ztxt,
+        "recall": hits.sum(1) / jnp.maximum(wanted, 1),
+        "budget_share": jnp.full((b,), hits.shape[1] / total),
+    }
+
+  def encode(self, params, batch, **kwargs):
+    """Features, scores and selection of images, prompted by `batch["text"]` if it is there.
+
+    Keyword arguments are those of `PS3Vision.encode_image` (looks, budgets, scores). Added to what
+    it returns: `text`, the normalised embedding of the prompt (b, d), and `score_bottomup` and
+    `score_topdown`, selection probabilities (b, gy, gx); those of the prompt only if there is one.
+    """
+    variables = {"params": params["img"]}
+    text, prompt = self._read(params, batch) if "text" in batch else (None, None)
+    out = self.vision.apply(
+        variables, batch["image"], prompt=prompt, method="encode_image", **kwargs)
+    if prompt is None:
+      return out | {"score_bottomup": jax.nn.sigmoid(out["score"])}
+    low = self.vision.apply(variables, batch["image"], method="low")
+    bottomup = self.vision.apply(variables, batch["image"], low, method="score")
+    return out | {"text": text, "score_topdown": jax.nn.sigmoid(out["score"]),
+                  "score_bottomup": jax.nn.sigmoid(bottomup["score"])}
+
+  def _read(self, params, batch):
+    """Normalised text embedding and the prompt made of it, both (b, d)."""
+    z, _ = self.text.apply({"params": params["txt"]}, batch["text"])
+    z = selection_head.l2_normalize(z)
+    return z, self.prompt.apply({"params": params["prompt_proj"]}, z)
+
+

@@ -1,0 +1,295 @@
+r"""Trains what a config describes; started again, it goes on where it was.
+
+  python -m big_vision_ext.train --config FILE[:args] --workdir DIR [--config.key=value ...]
+
+The workdir gets `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/`. The position in
+the data and all randomness are functions of the seed and the step, so that a run that was killed
+at any moment ends with the same parameters and metrics, bit for bit, as one that was not.
+
+Exit codes: 0 the run is complete, 2 an error (one line on stderr; `--debug` shows where), 143 after
+SIGTERM and 130 after Ctrl-C, both with the last step saved.
+"""
+
+import argparse
+import contextlib
+import difflib
+import sys
+import traceback
+from collections.abc import Sequence
+
+import jax
+
+from big_vision_ext import evaluators, tasks
+from big_vision_ext.core import checkpoint, schedules, sharding, trees
+from big_vision_ext.core import config as config_lib
+from big_vision_ext.core import console as console_lib
+from big_vision_ext.core import metrics as metrics_lib
+from big_vision_ext.core import step as step_lib
+from big_vision_ext.core.stopping import Stopper
+from big_vision_ext.core.timing import Clock
+from big_vision_ext.core.workdir import Workdir
+from input_pipeline import loader
+
+# With nan_policy "skip": so many bad updates in a row are no accident.
+MAX_SKIPPED_IN_ROW = 100
+
+
+class TrainingError(ValueError):
+  """Training cannot go on."""
+
+
+def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Console,
+          stack: contextlib.ExitStack) -> int:
+  """Runs an experiment to its end, or until it is asked to stop.
+
+  Args:
+    config: what to run.
+    workdir: where.
+    console: tells how it goes.
+    stack: gets what has to be closed afterwards, whatever happens.
+
+  Returns:
+    The process's exit code.
+
+  Raises:
+    ValueError: the config, the data or a checkpoint does not fit; the message says what.
+  """
+  ### How long is the run?
+  input_config = config_lib.build(loader.InputConfig, config.input, "config.input")
+  epoch_examples = loader.dataset_size(input_config)
+
+  def steps(name, duration, total=None):
+    return duration and duration.steps(batch_size=config.batch_size, total_steps=total, name=name,
+                                       epoch_examples=epoch_examples)
+
+  total = steps("total", config.total)
+  console.start(total)
+  every = {name: steps(name, getattr(config, name), total) for name in ("log", "ckpt", "keep_ckpt")}
+  eval_every = {n: steps(f"evals.{n}.eval", e.eval, total) for n, e in config.evals.items()}
+
+  ### Is there anything left to do?
+  checkpoints = checkpoint.Checkpoints(workdir.path, keep_every=every["keep_ckpt"] or None)
+  stack.callback(checkpoints.close)
+  if checkpoints.steps() and checkpoints.steps()[-1] >= total:
+    console.say(f"This run is complete: step {checkpoints.steps()[-1]} of {total}, "
+                f"in {workdir.path}")
+    show_last(console, workdir)
+    return 0
+
+  ### Devices, model, optimiser.
+  mesh = sharding.make_mesh(config.mesh)
+  rules = sharding.merge_rules(config.sharding_rules)
+  rows = sharding.batch_sharding(mesh, config.batch_size, config.optim.accum_steps)
+  console.say(f"{jax.device_count()} {jax.devices()[0].device_kind} device(s) as "
+              f"{dict(mesh.shape)}, {jax.process_count()} process(es); {epoch_examples:,} examples "
+              f"an epoch, batches of {config.batch_size}, {total:,} steps")
+  task = tasks.make(config.task, config.model)
+  evals = {n: evaluators.make(
+      n, {"type": e.type, **e.args}, task=task, mesh=mesh, batch_sharding=rows,
+      input_config=config_lib.build(loader.InputConfig, {**config.input, **e.input},
+                                    f"config.evals.{n}.input"))
+      for n, e in config.evals.items()}
+  schedule = schedules.make(config.schedule, total_steps=total, batch_size=config.batch_size,
+                            epoch_examples=epoch_examples)
+  with console.doing("Laying out the model"):
+    shapes, shardings, tx, init = step_lib.plan_state(task, config, mesh, rules)
+  console.say(trees.overview(shapes["params"], limit=48))
+
+  ### Where do we begin: this run's last checkpoint, another run, other weights, or nothing?
+  with console.doing("Looking for a checkpoint"):
+    restored = checkpoints.restore_latest(shapes, shardings)
+  clock_state = restored[1]["clock"] if restored else {}
+  if restored:
+    state = restored[0]
+  elif config.resume:
+    with console.doing(f"Resuming {config.resume}"):
+      source, at = checkpoint.find(config.resume)
+      state, _ = source.restore(at, shapes, shardings)
+  else:
+    with console.doing("Initialising the parameters"), sharding.use(mesh, ()):
+      state = jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed))
+      jax.block_until_ready(state)
+    if config.init:
+      with console.doing(f"Loading weights from {config.init.path}"):
+        state["params"] = checkpoint.init_params(config.init, state["params"], shardings["params"])
+  start = int(state["step"])
+  if start >= total:
+    raise TrainingError(f"config.resume={config.resume} has taken {start} steps already; this run "
+                        f"is to end after {total}")
+  if start:
+    console.say(f"Going on from step {start} of {total}")
+
+  ### The input, from that step on, and the compiled step.
+  stream = loader.train_stream(
+      input_config, batch_size=config.batch_size, seed=config.seed, start_step=start,
+      process_index=jax.process_index(), process_count=jax.process_count())
+  stack.callback(stream.close)
+  spec = task.batch_spec(config.batch_size)
+
+  def next_batch():
+    batch = step_lib.check_batch(spec, next(stream), jax.process_count())
+    return loader.to_global(batch, rows)
+
+  clock = Clock(step=start, batch_size=config.batch_size, total_steps=total,
+                flops_per_example=getattr(task, "flops_per_example", None), **clock_state)
+
+  def report(step, scalars, check_only=False):
+    scalars = {k: float(v) for k, v in jax.device_get(scalars).items()}
+    if writer and not check_only:
+      timing = clock.report(step) | {"time/skipped_records": sum(stream.skipped.values())}
+      writer.write_scalars(
+          step, scalars | {"examples_seen": step * config.batch_size} | timing)
+    check_finite(config, step, scalars)
+
+  def evaluate(step, names):
+    for name in names:
+      with console.doing(f"Evaluating {name}"):
+        values = evals[name].run(state["params"])
+      if writer:
+        writer.write_scalars(step, {f"{name}/{k}": v for k, v in values.items()})
+
+  def due(step, interval):
+    return step == total or bool(interval) and step % interval == 0
+
+  stack.enter_context(sharding.use(mesh, rules))
+  stopper = stack.enter_context(Stopper())
+
+  with console.doing("Reading the first batch"):
+    batch = next_batch()
+  with console.doing("Compiling the training step"):
+    train_step = jax.jit(
+        step_lib.make(task, config, tx, schedule, mesh), donate_argnums=0,
+        in_shardings=(shardings, rows), out_shardings=(shardings, sharding.replicated(mesh)),
+    ).lower(state, batch).compile()
+
+  workdir.claim()
+  writer = None
+  if jax.process_index() == 0:
+    writer = metrics_lib.make_writer(workdir.path, start, console)
+    stack.callback(writer.close)
+
+  ### The loop. The host looks at the metrics of a step while the device works on the next one.
+  clock.start()
+  previous = pending = None
+  for step in range(start + 1, total + 1):
+    if batch is None:
+      with clock.waiting():
+        batch = next_batch()
+    state, scalars = train_step(state, batch)
+    batch = None
+    jax.block_until_ready(previous)
+    previous = scalars
+    console.progress(step - 1, clock.pace(step - 1))
+    if pending:
+      report(*pending)
+    pending = (step, scalars) if step == 1 or due(step, every["log"]) else None
+
+    stop = stopper.wanted(step)
+    save = stop or due(step, every["ckpt"])
+    names = [n for n in evals if due(step, eval_every[n])]
+    if save or names:
+      # What is reported up to a step is on disk before its checkpoint is: a resumed run takes
+      # back later lines and never misses earlier ones.
+      report(step, scalars, check_only=not pending)
+      pending = None
+      with clock.pause():
+        evaluate(step, names)
+        if save:
+          if writer:
+            writer.flush()
+          checkpoints.save(step, state, {"config": config_lib.to_dict(config),
+                                         "clock": clock.state()})
+    if stop and step < total:
+      checkpoints.wait()
+      console.say(f"Stopped after step {step} of {total}, which is saved; "
+                  "the same command goes on from there")
+      return stopper.exit_code
+
+  checkpoints.wait()
+  console.say(f"Done: step {total}, in {workdir.path}")
+  show_last(console, workdir)
+  return 0
+
+
+def check_finite(config: config_lib.Config, step: int, scalars: dict[str, float]) -> None:
+  """Ends the run, by config.nan_policy, if updates had to be left out as they were not finite."""
+  skipped, in_row = int(scalars["skipped_updates"]), int(scalars["skipped_in_row"])
+  seen = f"loss {scalars['loss']}, gradient norm {scalars['grad_norm']} at step {step}"
+  if skipped and config.nan_policy == "stop":
+    raise TrainingError(
+        f"{skipped} update(s) were not finite by step {step} and were left out ({seen}). The "
+        "last checkpoint is sound. Lower config.lr, or set config.nan_policy='skip' to go on")
+  if in_row >= MAX_SKIPPED_IN_ROW:
+    raise TrainingError(f"the last {in_row} updates were all not finite ({seen})")
+
+
+def show_last(console: console_lib.Console, workdir: Workdir) -> None:
+  """Prints the last value of every metric but those of the machine."""
+  last = {}
+  for line in metrics_lib.read(workdir.path):
+    last |= {k: v for k, v in line.items() if not metrics_lib.is_timing(k) and k != "step"}
+  for name, value in last.items():
+    console.say(f"  {name:<40} {'not finite' if value is None else console_lib.short(value)}")
+
+
+def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """The command line: (options, config overrides as "key=value").
+
+  Raises:
+    ConfigError: an argument that is neither.
+  """
+  parser = argparse.ArgumentParser(
+      prog="python -m big_vision_ext.train", description=__doc__.split("\n\n")[0],
+      epilog="--config.KEY=VALUE overrides a setting, e.g. --config.optim.b2=0.95",
+      allow_abbrev=False)
+  parser.add_argument("--config", help="file with get_config, and :args for it")
+  parser.add_argument("--workdir", help="directory of this run")
+  parser.add_argument("--resume_with_changes", action="store_true",
+                      help="go on in the workdir though the config has changed")
+  parser.add_argument("--distributed", action="store_true",
+                      help="one of several processes, as the environment describes them to jax")
+  parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+  options, rest = parser.parse_known_args(argv)
+  overrides = []
+  while rest:
+    arg = rest.pop(0)
+    if not arg.startswith("--config."):
+      known = [a for action in parser._actions for a in action.option_strings]
+      near = difflib.get_close_matches(arg.split("=")[0], known, n=1)
+      raise config_lib.ConfigError(f"unknown argument {arg!r}"
+                                   + (f"; did you mean {near[0]}?" if near else ""))
+    if "=" not in arg and rest and not rest[0].startswith("--"):
+      arg = f"{arg}={rest.pop(0)}"
+    overrides.append(arg.removeprefix("--config."))
+  if not options.config or not options.workdir:
+    raise config_lib.ConfigError("expected --config FILE and --workdir DIR; --help tells more")
+  return options, overrides
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command line; returns its exit code."""
+  argv = sys.argv[1:] if argv is None else argv
+  try:
+    options, overrides = parse_args(argv)
+    config = config_lib.resolve(config_lib.load(options.config, overrides))
+    if options.distributed:
+      jax.distributed.initialize()
+    console_lib.set_up_logging()
+    first = jax.process_index() == 0
+    console = console_lib.Console(quiet=not first)
+    with contextlib.ExitStack() as stack:
+      workdir = Workdir(options.workdir, config, writes=first,
+                        accept_changes=options.resume_with_changes)
+      stack.callback(workdir.close)
+      if workdir.changes:
+        console.say("The config has changed in\n  " + "\n  ".join(workdir.changes))
+      return train(config, workdir, console, stack)
+  except (ValueError, OSError) as error:
+    if "--debug" in argv:
+      traceback.print_exc()
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+  sys.exit(main())

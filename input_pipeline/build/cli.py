@@ -1,0 +1,202 @@
+"""python -m input_pipeline.build: which options are there, and what is said at the end?"""
+
+import argparse
+import collections
+import functools
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from input_pipeline import records
+from input_pipeline.build import coco, folder, jsonl, progress, skips, tfds_source, visual_genome
+from input_pipeline.build import plan as plan_lib
+from input_pipeline.build.durable import BuildError
+from input_pipeline.build.writer import finish, write_split
+
+# What each format takes besides the common options; a star marks what it cannot do without.
+_OPTIONS = {
+  "sample": ("seed", "train_images", "val_images"),
+  "folder": ("images*",),
+  "jsonl": ("images*", "annotations*"),
+  "coco": ("images*", "annotations*", "captions"),
+  "visual_genome": ("images*", "annotations*", "image_data"),
+  "tfds": ("images*", "tfds_split", "image_key", "text_key", "box_key", "box_text_key"),
+}
+_OF_READING = ("split", "val_share", "limit", "shard_size", "max_skip_share", "licence")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Builds a data set; returns the exit status: 0 done, 1 an error, 130 interrupted."""
+  args = _parser().parse_args(argv)
+  began = time.monotonic()
+  try:
+    _check_options(args)
+    set_aside = _build_sample(args) if args.source == "sample" else _build(args)
+    print(_summary(args.out, set_aside, time.monotonic() - began))
+    return 0
+  except KeyboardInterrupt:
+    print(
+      "\ninterrupted: finished shards are kept; the same command goes on from there.",
+      file=sys.stderr,
+    )
+    return 130
+  except ValueError as error:  # BuildError, RecordError, DatasetError.
+    print("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="python -m input_pipeline.build",
+    description="Turns images with boxes and captions into a data set of records.",
+    epilog="The layouts that can be read are described in input_pipeline/build/README.md.",
+    # Options that are not given are left out, so that those a format ignores can be refused.
+    argument_default=argparse.SUPPRESS,
+  )
+  add = parser.add_argument
+  add("--from", dest="source", required=True, choices=list(_OPTIONS), help="layout of the input")
+  add("--out", required=True, help="directory of the new data set")
+  add("--threads", type=int, default=2, help="images checked at once (default 2)")
+  add("--quiet", action="store_true", default=False, help="no progress line")
+  add("--images", help="directory of the images; tfds: a prepared directory or a name")
+  add("--annotations", help="annotation file")
+  add("--captions", help="coco: a COCO caption file, for global captions")
+  add("--image-data", help="visual_genome: image_data.json, to check image sizes")
+  add("--split", help="put everything into this split (default: divide into train and val)")
+  add("--val-share", type=float, help="share of images that becomes val, by id (default 0.02)")
+  add("--limit", type=int, help="use only the first N images")
+  add("--shard-size", type=int, help="images per shard (default 256)")
+  add("--max-skip-share", type=float, help="stop if more than this is skipped (default 0.05)")
+  add("--licence", help="licence of the data, noted in dataset.json")
+  add("--tfds-split", help="tfds: split to read, slices allowed (default train)")
+  add("--image-key", help="tfds: image feature (default image)")
+  add("--text-key", help="tfds: caption or label of the whole image")
+  add("--box-key", help="tfds: boxes, as objects/bbox")
+  add("--box-text-key", help="tfds: captions or labels of the boxes, as objects/label")
+  add("--seed", type=int, help="sample: seed (default 0)")
+  add("--train-images", type=int, help="sample: number of training images")
+  add("--val-images", type=int, help="sample: number of validation images")
+  return parser
+
+
+def _check_options(args: argparse.Namespace):
+  """Refuses options the format would ignore, and asks for those it needs."""
+  wanted = _OPTIONS[args.source]
+  known = {name.rstrip("*") for name in wanted} | {"source", "out", "threads", "quiet"}
+  if args.source != "sample":
+    known |= set(_OF_READING)
+  given = set(vars(args))
+  for name in wanted:
+    if name.endswith("*") and name[:-1] not in given:
+      raise BuildError(f"--from {args.source} needs {_flag(name[:-1])}")
+  if surplus := sorted(map(_flag, given - known)):
+    raise BuildError(f"--from {args.source} does not take {', '.join(surplus)}")
+  if "split" in given and "val_share" in given:
+    raise BuildError("--split puts everything into one split, so --val-share has no meaning")
+  if getattr(args, "limit", 1) < 1:
+    raise BuildError(f"--limit {args.limit} must be at least 1")
+  if "split" in given and not args.split.replace("_", "").replace("-", "").isalnum():
+    raise BuildError(f"--split {args.split!r}: expected a name of letters, digits, '-' and '_'")
+
+
+def _flag(name: str) -> str:
+  return "--" + name.replace("_", "-")
+
+
+def _build_sample(args: argparse.Namespace) -> dict[str, int]:
+  from input_pipeline.build import sample
+
+  given = {"seed": "seed", "train": "train_images", "val": "val_images"}
+  options = {name: getattr(args, dest) for name, dest in given.items() if hasattr(args, dest)}
+  sample.build(args.out, threads=args.threads, progress=not args.quiet, **options)
+  return {}
+
+
+def _build(args: argparse.Namespace) -> dict[str, int]:
+  """Reads, divides and writes; returns what was found and not used."""
+  if not args.quiet:
+    print(f"reading {_input_of(args)}", file=sys.stderr, flush=True)
+  plan = _plan(args)
+  items = plan.items[:getattr(args, "limit", None)]
+  if not items:
+    found = skips.by_reason(plan.set_aside) or "nothing"
+    raise BuildError(f"{_input_of(args)}: no image with a caption (found: {found})")
+  if hasattr(args, "split"):
+    parts = {args.split: items}
+  else:
+    train, val = plan_lib.split_by_hash(items, getattr(args, "val_share", 0.02))
+    parts = {"train": train, "val": val}
+  options = {
+    name: getattr(args, name) for name in ("shard_size", "max_skip_share") if hasattr(args, name)
+  }
+  write = functools.partial(
+    write_split, args.out, load=plan.load, threads=args.threads, progress=not args.quiet,
+    settings={"from": args.source, **plan.settings}, **options,
+  )
+  reports = {split: write(split, part) for split, part in parts.items() if part}
+  provenance: dict[str, Any] = {
+    "from": args.source,
+    "input": _input_of(args),
+    "set_aside": dict(plan.set_aside),
+  }
+  if hasattr(args, "licence"):
+    provenance["licence"] = args.licence
+  finish(args.out, reports, {split: provenance for split in reports})
+  return dict(plan.set_aside)
+
+
+def _plan(args: argparse.Namespace) -> plan_lib.Plan:
+  def optional(name):
+    return getattr(args, name, None)
+
+  if args.source == "folder":
+    return folder.read(args.images)
+  if args.source == "jsonl":
+    return jsonl.read(args.images, args.annotations)
+  if args.source == "coco":
+    return coco.read(args.images, args.annotations, optional("captions"))
+  if args.source == "visual_genome":
+    return visual_genome.read(args.images, args.annotations, optional("image_data"))
+  keys = tfds_source.Keys(
+    image=getattr(args, "image_key", "image"),
+    text=getattr(args, "text_key", ""),
+    box=getattr(args, "box_key", ""),
+    box_text=getattr(args, "box_text_key", ""),
+  )
+  return tfds_source.read(args.images, getattr(args, "tfds_split", "train"), keys)
+
+
+def _input_of(args: argparse.Namespace) -> str:
+  return " with ".join(filter(None, (getattr(args, "annotations", ""), args.images)))
+
+
+def _summary(out: str, set_aside: dict[str, int], seconds: float) -> str:
+  """What the data set now holds, what was left out, and what to type next."""
+  manifest = records.read_manifest(out)
+  lines = [f"{out} is ready ({progress.duration(seconds)})"]
+  left_out = collections.defaultdict(collections.Counter)
+  for split, entry in manifest["splits"].items():
+    size = sum(shard["bytes"] for shard in entry["shards"]) / 1e6
+    lines.append(
+      f"  {split:<8} {entry['records']:>9,} images {entry['regions']:>11,} regions "
+      f"{len(entry['shards']):>5,} shards {size:>10,.1f} MB"
+    )
+    for kind in ("skipped", "dropped", "mended"):
+      left_out[kind].update(entry.get(kind, {}))
+  for name, counts in (
+    ("images skipped", left_out["skipped"]),
+    ("regions and captions left out", left_out["dropped"]),
+    ("changed", left_out["mended"]),
+    ("not used", set_aside),
+  ):
+    if counts:
+      lines.append(f"{name}: {skips.by_reason(counts)}")
+  if left_out["skipped"] or left_out["dropped"] or left_out["mended"]:
+    lines.append(f"each is named in {os.path.join(out, 'skipped-SPLIT.jsonl')}")
+  lines.append(
+    f"next: python -m big_vision_ext.train --config configs/ps3/own_data.py:data={out} "
+    "--workdir runs/own_data"
+  )
+  return "\n".join(lines)

@@ -1,0 +1,182 @@
+"""How one record becomes one row of a batch, in training and in evaluation."""
+
+import collections
+import threading
+from typing import Any
+
+import numpy as np
+
+from input_pipeline import images, records, text, transforms
+from input_pipeline.input_config import InputConfig
+
+# What makes a record unusable; each carries the `reason` it is counted under.
+UNUSABLE = (records.RecordError, images.ImageError, transforms.CaptionError)
+
+
+class ExampleMaker:
+  """Writes rows into the arrays of a batch. Threads may share one; workers unpickle their own."""
+
+  def __init__(self, config: InputConfig):
+    self._config = config
+    self._tokenizer = text.make_tokenizer(config.tokenizer)
+    self._cache = ImageCache(config.cache_mb << 20)
+
+  def allocate(self, rows: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of a batch of `rows` rows, not yet filled."""
+    size, length, boxes = self._config.image_size, self._config.text_len, self._config.max_boxes
+    batch = {
+      "image": np.empty((rows, size, size, 3), np.uint8),
+      "text": np.empty((rows, length), np.int32),
+      "box": np.empty((rows, 4), np.float32),
+      "is_global": np.empty((rows,), bool),
+    }
+    if boxes:
+      batch["boxes"] = np.empty((rows, boxes, 4), np.float32)
+      batch["num_boxes"] = np.empty((rows,), np.int32)
+    return batch
+
+  def write_train(
+    self,
+    batch: dict[str, np.ndarray],
+    row: int,
+    sample: records.Sample,
+    rng: np.random.Generator,
+    *,
+    key: Any,
+    where: str,
+  ) -> None:
+    """Fills a row with a random region (or the whole) of a sample, randomly cropped.
+
+    Args:
+      batch: arrays of `allocate`.
+      row: the row to fill.
+      sample: the record.
+      rng: source of all randomness.
+      key: identity of the record, for the cache of decoded images.
+      where: name of the record, for messages.
+
+    Raises:
+      CaptionError, ImageError: the record cannot be used.
+    """
+    config = self._config
+    region = transforms.choose_region(sample, rng, global_share=config.global_share)
+    caption = sample.global_text if region is None else sample.texts[region]
+    caption = transforms.clean_caption(caption)
+    if config.sentence_sampling:
+      caption = transforms.sample_sentences(caption, rng)
+    caption = self._canonical(caption)
+    if not caption:
+      raise transforms.CaptionError(f"{where}: the caption has no words left after cleaning.")
+    shape = {"scale": config.crop_scale, "ratio": config.crop_ratio}
+    size = sample.width, sample.height
+    if region is None:
+      crop = transforms.random_crop(rng, *size, **shape)
+    else:
+      crop = transforms.crop_for_region(rng, *size, sample.boxes[region], **shape)
+    least = transforms.least_decoded_size(*size, config.image_size, **shape)
+    pixels = self._cache.get(
+      key, lambda: images.decode_image(sample.image, where, least, expect_size=size)
+    )
+    batch["image"][row] = self._resize(pixels, sample, crop)
+    self._write_rest(batch, row, sample, region, crop, caption)
+
+  def write_eval(
+    self, batch: dict[str, np.ndarray], row: int, sample: records.Sample, region: int | None
+  ) -> None:
+    """Fills a row with a given region (None: the whole), uncropped, with its whole caption.
+
+    The picture is not written: rows of one image share one, see `eval_image`.
+    """
+    caption = sample.global_text if region is None else sample.texts[region]
+    whole = (0, 0, sample.width, sample.height)
+    caption = self._canonical(transforms.clean_caption(caption))
+    self._write_rest(batch, row, sample, region, whole, caption)
+
+  def write_padding(self, batch: dict[str, np.ndarray], row: int) -> None:
+    """Fills a row that stands for nothing with a grey image, no words and the whole as its box."""
+    size = self._config.image_size
+    batch["image"][row] = 127
+    batch["text"][row] = self._tokenizer.tokenize("", self._config.text_len)
+    batch["box"][row] = (0, 0, size, size)
+    batch["is_global"][row] = True
+    if self._config.max_boxes:
+      batch["boxes"][row] = 0
+      batch["num_boxes"][row] = 0
+
+  def eval_image(self, sample: records.Sample, where: str) -> np.ndarray:
+    """Returns the whole image squashed to S x S."""
+    side, size = self._config.image_size, (sample.width, sample.height)
+    pixels = images.decode_image(sample.image, where, (side, side), expect_size=size)
+    return self._resize(pixels, sample, (0, 0, *size))
+
+  def _canonical(self, caption: str) -> str:
+    return text.canonicalize(caption) if self._config.canonicalize else caption.strip()
+
+  def _resize(
+    self, pixels: np.ndarray, sample: records.Sample, crop: transforms.Crop
+  ) -> np.ndarray:
+    x, y, w, h = crop
+    f = images.reduction(pixels, sample.width, sample.height)
+    region = (x / f, y / f, (x + w) / f, (y + h) / f)
+    return images.resize_region(pixels, region, self._config.image_size)
+
+  def _write_rest(
+    self,
+    batch: dict[str, np.ndarray],
+    row: int,
+    sample: records.Sample,
+    region: int | None,
+    crop: transforms.Crop,
+    caption: str,
+  ) -> None:
+    """Fills all of a row but its picture."""
+    side, count = self._config.image_size, self._config.max_boxes
+    boxes = transforms.crop_boxes(sample.boxes, crop, side)
+    batch["text"][row] = self._tokenizer.tokenize(caption, self._config.text_len)
+    batch["box"][row] = (0, 0, side, side) if region is None else boxes[region]
+    batch["is_global"][row] = region is None
+    if count:
+      # The chosen box first, so that it is never the one that does not fit.
+      order = sorted(range(len(boxes)), key=lambda i: i != region)
+      kept = [i for i in order if np.all(boxes[i, 2:] > boxes[i, :2])][:count]
+      batch["boxes"][row] = 0
+      batch["boxes"][row, : len(kept)] = boxes[kept]
+      batch["num_boxes"][row] = len(kept)
+
+
+class ImageCache:
+  """The most recently used decoded images, up to a number of bytes, shared by threads."""
+
+  def __init__(self, capacity: int):
+    self._capacity = capacity
+    self._reset()
+
+  def _reset(self) -> None:
+    self._items: collections.OrderedDict[Any, np.ndarray] = collections.OrderedDict()
+    self._bytes = 0
+    self._lock = threading.Lock()
+
+  def __getstate__(self) -> dict[str, int]:
+    return {"capacity": self._capacity}
+
+  def __setstate__(self, state: dict[str, int]) -> None:
+    self._capacity = state["capacity"]
+    self._reset()
+
+  def get(self, key: Any, make) -> np.ndarray:
+    """Returns the array kept under a key, or makes (and perhaps keeps) it."""
+    with self._lock:
+      if key in self._items:
+        self._items.move_to_end(key)
+        return self._items[key]
+    # Not under the lock: two threads may decode the same image, but none waits for another's.
+    item = make()
+    if item.nbytes <= self._capacity:
+      with self._lock:
+        if key not in self._items:
+          self._items[key] = item
+          self._bytes += item.nbytes
+        while self._bytes > self._capacity:
+          _, old = self._items.popitem(last=False)
+          self._bytes -= old.nbytes
+    return item

@@ -1,0 +1,222 @@
+"""How encoded bytes become pixels: any image file to uint8 RGB, and a region of it to a square.
+
+Choices that everything else relies on:
+- Pixels are those of the displayed image: the EXIF orientation is applied.
+- Alpha is composited on white, 16-bit grey keeps its high byte, CMYK goes through Pillow.
+- A JPEG may be decoded at 1/2, 1/4, ... of its size, never below the size that was asked for.
+"""
+
+import functools
+import io
+import warnings
+
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Pillow's own hard limit; sides of 30,000 px pass while the product stays below it.
+MAX_PIXELS = 178_956_970
+
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 swap width and height.
+# Scales at which a JPEG can be decoded from its low frequencies alone.
+_JPEG_FACTORS = (8, 4, 2)
+
+
+class ImageError(ValueError):
+  """Bytes that cannot be used as an image; `reason` is the word they are counted under."""
+
+  def __init__(self, message: str, reason: str = "image-undecodable"):
+    super().__init__(message)
+    self.reason = reason
+
+  def __reduce__(self):
+    return type(self), (self.args[0], self.reason)
+
+
+def image_size(data: bytes, where: str = "") -> tuple[int, int]:
+  """Returns (width, height) of the displayed image from the header alone.
+
+  Raises:
+    ImageError: no known image format, or more than MAX_PIXELS pixels.
+  """
+  with _open(data, where or "the image") as image:
+    width, height = image.size
+    return (height, width) if _orientation(image) > 4 else (width, height)
+
+
+def decode_image(
+  data: bytes,
+  where: str = "",
+  min_size: tuple[int, int] | None = None,
+  expect_size: tuple[int, int] | None = None,
+) -> UInt8[np.ndarray, "y x 3"]:
+  """Decodes an encoded image into RGB as it is displayed.
+
+  Args:
+    data: the bytes of a JPEG, PNG, WebP or any other file that Pillow reads (its first frame).
+    where: name of the file or record, for error messages.
+    min_size: (width, height) that is enough for the caller. A JPEG at least twice as large in both
+      axes is decoded at the smallest of 1/2, 1/4, 1/8 of its size that is still no smaller; see
+      `reduction`. The result depends on nothing else, so it can be cached.
+    expect_size: (width, height) the displayed image must have, as its record says.
+
+  Raises:
+    ImageError: truncated or foreign bytes, too many pixels, pixels without a defined range, or
+      another size than expected.
+  """
+  where = where or "the image"
+  with _open(data, where) as image:
+    width, height = image.size
+    orientation = _orientation(image)
+    shown = (height, width) if orientation > 4 else (width, height)
+    if expect_size is not None and shown != tuple(expect_size):
+      raise ImageError(
+        f"{where}: the image is {shown[0]} x {shown[1]} pixels as displayed (after EXIF rotation), "
+        f"its record says {expect_size[0]} x {expect_size[1]}, so its boxes cannot be trusted.",
+        "image-size",
+      )
+    factor = 1
+    if min_size is not None:
+      want_w, want_h = min_size[::-1] if orientation > 4 else min_size
+      # Integer division: the decoder's own size counts a last pixel of which only a part is image.
+      # Turned, that part would come first and shift the picture, so there must be none.
+      fits = [
+        f
+        for f in _JPEG_FACTORS
+        if width // f >= max(want_w, 1)
+        and height // f >= max(want_h, 1)
+        and (orientation == 1 or width % f == height % f == 0)
+      ]
+      factor = fits[0] if fits else 1
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+      pixels = _decode_jpeg(data, width, height, factor)
+      if pixels is not None:
+        return np.ascontiguousarray(_upright(pixels, orientation))
+    try:
+      # Also the second opinion on a JPEG with harmless stray bytes, which simplejpeg refuses.
+      image.load()
+      return np.array(_to_rgb(ImageOps.exif_transpose(image), where))
+    except ImageError:
+      raise
+    except Exception as e:  # Decoders of damaged files raise OSError, SyntaxError, struct.error...
+      raise ImageError(
+        f"{where}: the {image.format} image of {width} x {height} pixels is damaged or truncated "
+        f"({e})."
+      ) from e
+
+
+def reduction(pixels: UInt8[np.ndarray, "y x 3"], width: int, height: int) -> int:
+  """Returns the f in (1, 2, 4, 8) by which decode_image has reduced an image of a known size.
+
+  Point (x, y) of the image is at (x / f, y / f) of `pixels`. That is not the same as stretching one
+  over the other: the last row and column of `pixels` may stand for less than f pixels.
+  """
+  for factor in (1, *_JPEG_FACTORS[::-1]):
+    if pixels.shape[:2] == (-(-height // factor), -(-width // factor)):
+      return factor
+  raise ImageError(
+    f"pixels of shape {pixels.shape} are no reduction of an image of {width} x {height} pixels.",
+    "image-size",
+  )
+
+
+def resize_region(
+  pixels: UInt8[np.ndarray, "y x 3"], box: tuple[float, float, float, float], size: int
+) -> UInt8[np.ndarray, "size size 3"]:
+  """Cuts a region out and resizes it to a square, with antialiased bicubic (Pillow's, A = -0.5).
+
+  Args:
+    pixels: the image.
+    box: x0, y0, x1, y1 in (fractions of) pixels of `pixels`.
+    size: side of the result in pixels.
+  """
+  height, width = pixels.shape[:2]
+  # A box at the border may be out by the last bit of its floats, which Pillow refuses.
+  x0, y0 = max(box[0], 0.0), max(box[1], 0.0)
+  x1, y1 = min(box[2], float(width)), min(box[3], float(height))
+  image = Image.fromarray(pixels)
+  return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=(x0, y0, x1, y1)))
+
+
+@functools.cache
+def _own_limit() -> None:
+  # Pillow warns from half of MAX_PIXELS on. Sizes below the limit are fine here, and a filter set
+  # around each call would not be safe between threads.
+  warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def _open(data: bytes, where: str) -> Image.Image:
+  _own_limit()
+  if not data:
+    raise ImageError(f"{where}: the image is empty (0 bytes).")
+  try:
+    image = Image.open(io.BytesIO(data))
+  except Image.DecompressionBombError as e:
+    raise ImageError(
+      f"{where}: the image has more than {MAX_PIXELS} pixels. Cut it into tiles or scale it down.",
+      "image-too-large",
+    ) from e
+  except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
+    raise ImageError(
+      f"{where}: {len(data)} bytes that are no image in a known format (they start with "
+      f"{data[:8]!r})."
+    ) from e
+  if image.width * image.height > MAX_PIXELS:
+    raise ImageError(
+      f"{where}: the image has {image.width} x {image.height} pixels, more than the limit of "
+      f"{MAX_PIXELS}. Cut it into tiles or scale it down.",
+      "image-too-large",
+    )
+  return image
+
+
+def _orientation(image: Image.Image) -> int:
+  try:
+    value = image.getexif().get(_ORIENTATION, 1)
+  except Exception:  # A damaged EXIF block says nothing about the pixels.
+    return 1
+  return value if value in range(1, 9) else 1
+
+
+def _decode_jpeg(data: bytes, width: int, height: int, factor: int) -> np.ndarray | None:
+  """Returns the stored (not yet upright) pixels, or None if Pillow should judge the bytes."""
+  try:
+    return simplejpeg.decode_jpeg(
+      data,
+      "RGB",
+      min_width=width // factor if factor > 1 else 0,
+      min_height=height // factor if factor > 1 else 0,
+      min_factor=factor,
+    )
+  except ValueError:
+    return None
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+  """Applies an EXIF orientation to stored pixels."""
+  if orientation > 4:
+    pixels = pixels.transpose(1, 0, 2)
+  if orientation in (2, 3, 6, 7):
+    pixels = pixels[:, ::-1]
+  if orientation in (3, 4, 7, 8):
+    pixels = pixels[::-1]
+  return pixels
+
+
+def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+  if image.mode == "F":
+    raise ImageError(
+      f"{where}: the image has floating point pixels, whose range is not defined. Store it as "
+      "8-bit.",
+      "image-mode",
+    )
+  if image.mode.startswith("I"):
+    # 16-bit grey; "I" is how Pillow opens some of them, in 32 bits. The high byte is the 8-bit one.
+    grey = (np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
+  return image.convert("RGB")

@@ -1,0 +1,131 @@
+"""What a person may say about the input of a run, and what is wrong with it if it cannot be."""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from input_pipeline import records
+from input_pipeline.mixture import Member
+
+
+class InputError(ValueError):
+  """A setting of the input that cannot be followed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+  """Settings of training and evaluation input.
+
+  Attributes:
+    data: a data set's directory, or {name: {"path": directory, "weight": number}} for a mixture
+      (weights are relative and 1 if left out).
+    split: the split to read.
+    image_size: side S in pixels of the square images of a batch.
+    tokenizer: "bytes", "sentencepiece:PATH" or "tokenizers:PATH".
+    text_len: ids per caption.
+    canonicalize: bring captions into PS3's canonical form first (see text.py).
+    global_share: how often an image with a global caption is trained on as a whole.
+    sentence_sampling: train on a random run of the caption's sentences.
+    crop_scale, crop_ratio: of the random resized crop: share of the area, width / height.
+    max_boxes: ship up to so many boxes of the image beside the chosen one; 0 ships none.
+    threads: batches made at the same time in a process (0: in the caller's thread).
+    workers: processes to make batches in, each with `threads` threads; 0 for none.
+    prefetch: batches held ready.
+    max_skip_share: share of unusable records after which the run stops.
+    cache_mb: memory for decoded images, per process or worker; 0 for none.
+  """
+
+  data: str | dict[str, dict[str, Any]]
+  split: str = "train"
+  image_size: int = 1512
+  tokenizer: str = "bytes"
+  text_len: int = 64
+  canonicalize: bool = True
+  global_share: float = 0.25
+  sentence_sampling: bool = True
+  crop_scale: Sequence[float] = (0.9, 1.0)
+  crop_ratio: Sequence[float] = (0.75, 1.3333333333333333)
+  max_boxes: int = 0
+  threads: int = 2
+  workers: int = 0
+  prefetch: int = 4
+  max_skip_share: float = 0.01
+  cache_mb: int = 0
+
+  def __post_init__(self):
+    least = {"image_size": 1, "text_len": 1, "prefetch": 1}
+    least |= dict.fromkeys(("max_boxes", "threads", "workers", "cache_mb"), 0)
+    for name, low in least.items():
+      value = getattr(self, name)
+      if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < low:
+        raise InputError(f"input.{name} is {value!r}, expected a whole number of at least {low}.")
+    for name in ("global_share", "max_skip_share"):
+      value = getattr(self, name)
+      if not _is_number(value) or not 0 <= value <= 1:
+        raise InputError(f"input.{name} is {value!r}, expected a share between 0 and 1.")
+    for name, high in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
+      pair = getattr(self, name)
+      if (
+        isinstance(pair, str)
+        or not isinstance(pair, Sequence)
+        or len(pair) != 2
+        or not all(map(_is_number, pair))
+        or not 0 < pair[0] <= pair[1] <= high
+      ):
+        raise InputError(
+          f"input.{name} is {pair!r}, expected two numbers (least, greatest) above 0"
+          + ("." if high == math.inf else f" and up to {high:g}.")
+        )
+    for name in ("canonicalize", "sentence_sampling"):
+      if not isinstance(getattr(self, name), bool):
+        raise InputError(f"input.{name} is {getattr(self, name)!r}, expected True or False.")
+    for name in ("split", "tokenizer"):
+      if not isinstance(getattr(self, name), str):
+        raise InputError(f"input.{name} is {getattr(self, name)!r}, expected text.")
+    _named_paths(self.data)
+
+
+def open_members(config: InputConfig) -> list[Member]:
+  """Opens the data sets of a config, in the order they are named.
+
+  Raises:
+    DatasetError: one of them is no data set or has no such split.
+  """
+  return [
+    Member(name, records.open_dataset(path, config.split), weight)
+    for name, path, weight in _named_paths(config.data)
+  ]
+
+
+def dataset_size(config: InputConfig) -> int:
+  """Returns the number of records of the split, over all data sets: one epoch's examples."""
+  return sum(len(member.source) for member in open_members(config))
+
+
+def _named_paths(data: Any) -> list[tuple[str, str, float]]:
+  """Returns (name, path, weight) of each data set named by `InputConfig.data`."""
+  if isinstance(data, str) and data:
+    # One name for every single data set: moving its directory must not change the order.
+    return [("data", data, 1.0)]
+  if not isinstance(data, Mapping) or not data:
+    raise InputError(
+      f"input.data is {data!r}, expected a directory or "
+      '{name: {"path": directory, "weight": number}}.'
+    )
+  named = []
+  for name, entry in data.items():
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("path"), str):
+      raise InputError(f'input.data.{name} is {entry!r}, expected {{"path": directory, ...}}.')
+    if unknown := sorted(set(entry) - {"path", "weight"}):
+      raise InputError(f"input.data.{name} has {unknown[0]!r}; known are 'path' and 'weight'.")
+    weight = entry.get("weight", 1.0)
+    if not _is_number(weight) or not 0 < weight < math.inf:
+      raise InputError(f"input.data.{name}.weight is {weight!r}, expected a number above 0.")
+    named.append((str(name), entry["path"], float(weight)))
+  return named
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -1,0 +1,280 @@
+"""How batches reach a process: deterministic streams for training and evaluation.
+
+A training stream is a function of (seed, step) alone: the number of threads, workers or processes
+changes who makes a row, never what is in it. So the step is all the state there is to save, and a
+run continues bit-identically anywhere.
+"""
+
+import concurrent.futures
+import functools
+import os
+import sys
+from typing import Any, Literal
+
+import numpy as np
+
+from input_pipeline import records
+from input_pipeline.examples import UNUSABLE, ExampleMaker
+from input_pipeline.input_config import InputConfig, InputError, dataset_size, open_members
+from input_pipeline.mixture import Member, Mixture
+from input_pipeline.stream import Batch, LoadError, News, Stream
+
+__all__ = [
+  "InputConfig",
+  "InputError",
+  "LoadError",
+  "dataset_size",
+  "eval_stream",
+  "to_global",
+  "train_stream",
+]
+
+# How many other records are tried for a position whose own cannot be used.
+_TRIES = 20
+# Skips are a share of at least so many records: one in the first batch does not stop a run.
+_JUDGED_OVER = 1000
+
+
+def train_stream(
+  config: InputConfig,
+  *,
+  batch_size: int,
+  seed: int,
+  start_step: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Stream:
+  """Returns an endless stream of this process's rows of the global batches.
+
+  Args:
+    config: what to read and how.
+    batch_size: rows of the global batch; process j of m gets rows [j B / m, (j + 1) B / m).
+    seed: decides order, crops and captions, together with the position.
+    start_step: the step whose batch comes first.
+    process_index, process_count: j and m.
+
+  Returns:
+    a Stream of {"image": uint8 (b, S, S, 3), "text": int32 (b, L), "box": float32 (b, 4) in pixels
+    of the S x S image, "is_global": bool (b,)} and, if max_boxes > 0, {"boxes": float32
+    (b, max_boxes, 4), "num_boxes": int32 (b,)}: all boxes of the image that the crop shows, the
+    chosen one first.
+
+  Raises:
+    InputError, DatasetError, TokenizerError: at once, if it cannot start.
+    LoadError: while iterating, if more than config.max_skip_share of the records are unusable.
+  """
+  rows = _rows_per_process(batch_size, process_index, process_count)
+  if seed < 0 or start_step < 0:
+    raise InputError(f"seed {seed} and first step {start_step} must not be negative.")
+  batches = _TrainBatches(
+    config, Mixture(open_members(config), seed), batch_size, rows, process_index, seed, start_step
+  )
+  return Stream(batches, config, judged_over=_JUDGED_OVER)
+
+
+def eval_stream(
+  config: InputConfig,
+  *,
+  batch_size: int,
+  items: Literal["regions", "images"] = "regions",
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Stream:
+  """Returns a finite stream over all regions, or all globally captioned images, in record order.
+
+  Images are squashed to S x S without a crop, captions are whole. The last batch is padded: rows
+  with "mask" False stand for nothing. Every process sees the same number of batches, `len(stream)`.
+  To know how many regions each record has, the split is read through once (and remembered).
+
+  Args:
+    config: what to read; mixture weights are ignored, each data set is gone through once.
+    batch_size: rows of the global batch.
+    items: "regions" (is_global False), or "images" whose box is the whole image.
+    process_index, process_count: as for train_stream.
+
+  Returns:
+    a Stream of the arrays of train_stream with "mask" bool (b,), "index" int32 (b,), the running
+    number of the region or image, and "image_index" int32 (b,), the running number of the record
+    (both -1 where mask is False). An image that cannot be decoded is masked, counted in `skipped`,
+    and keeps its numbers from being used by others.
+
+  Raises:
+    InputError, DatasetError, TokenizerError: if it cannot start, for instance with no items.
+    LoadError: if more than config.max_skip_share of the records are unusable.
+  """
+  if items not in ("regions", "images"):
+    raise InputError(f"eval items are {items!r}; expected 'regions' or 'images'.")
+  rows = _rows_per_process(batch_size, process_index, process_count)
+  members = open_members(config)
+  entries, news = [], News()
+  first = 0
+  for member in members:
+    counts, has_global, skips = _contents(member.source, config.threads)
+    news.merge(skips)
+    for i in range(len(counts)):
+      regions = range(counts[i]) if items == "regions" else [None] * bool(has_global[i])
+      entries += [(member, i, first + i, region) for region in regions]
+    first += len(counts)
+  if not entries:
+    names = ", ".join(member.source.name for member in members)
+    what = "regions" if items == "regions" else "images with a global caption"
+    raise InputError(f"{names}: there are no {what} to evaluate on.")
+  batches = _EvalBatches(config, entries, batch_size, rows, process_index)
+  stream = Stream(batches, config, judged_over=min(first, _JUDGED_OVER))
+  stream.count(news)
+  return stream
+
+
+def to_global(batch: Batch, sharding: Any) -> dict[str, Any]:
+  """Returns global jax arrays from the rows of this process.
+
+  Args:
+    batch: this process's rows.
+    sharding: a jax.sharding.Sharding of the leading axis, used for every array.
+  """
+  import jax  # Only here: workers and builders start without it.
+
+  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+class _TrainBatches:
+  """Training batches: each row is a function of the seed and its global position."""
+
+  def __init__(
+    self,
+    config: InputConfig,
+    mixture: Mixture,
+    batch_size: int,
+    rows: int,
+    process_index: int,
+    seed: int,
+    start_step: int,
+  ):
+    self._maker = ExampleMaker(config)
+    self._mixture = mixture
+    self._rows = rows
+    self._batch_size = batch_size
+    self._offset = start_step * batch_size + process_index * rows
+    self._seed = seed
+
+  def __len__(self) -> int:
+    return sys.maxsize
+
+  def __getitem__(self, k: int) -> tuple[Batch, News]:
+    batch, news = self._maker.allocate(self._rows), News()
+    for row in range(self._rows):
+      self._fill(batch, row, self._offset + int(k) * self._batch_size + row, news)
+      if news.exhausted:
+        break
+    return batch, news
+
+  def _fill(self, batch: Batch, row: int, position: int, news: News) -> None:
+    for attempt in range(_TRIES):
+      rng = np.random.default_rng([self._seed, position, attempt])
+      # A position whose record is unusable takes another one, as determined as the first.
+      member, index = self._mixture.draw(rng) if attempt else self._mixture[position]
+      source = self._mixture.members[member].source
+      news.seen += 1
+      try:
+        self._maker.write_train(
+          batch, row, source[index], rng, key=(member, index), where=source.where(index)
+        )
+        return
+      except UNUSABLE as e:
+        news.skip(e)
+    news.exhausted = True
+
+
+class _EvalBatches:
+  """Evaluation batches over a list of (member, record, running image number, region)."""
+
+  def __init__(
+    self,
+    config: InputConfig,
+    entries: list[tuple[Member, int, int, int | None]],
+    batch_size: int,
+    rows: int,
+    process_index: int,
+  ):
+    self._maker = ExampleMaker(config)
+    self._entries = entries
+    self._batch_size = batch_size
+    self._rows = rows
+    self._offset = process_index * rows
+
+  def __len__(self) -> int:
+    return -(-len(self._entries) // self._batch_size)
+
+  def __getitem__(self, k: int) -> tuple[Batch, News]:
+    batch, news = self._maker.allocate(self._rows), News()
+    batch["mask"] = np.zeros(self._rows, bool)
+    batch["index"] = np.full(self._rows, -1, np.int32)
+    batch["image_index"] = np.full(self._rows, -1, np.int32)
+    last = None, None, None  # The image number, sample and picture of the row before.
+    start = int(k) * self._batch_size + self._offset
+    for row in range(self._rows):
+      self._maker.write_padding(batch, row)
+      if start + row >= len(self._entries):
+        continue
+      member, record, image_index, region = self._entries[start + row]
+      if last[0] != image_index:
+        news.seen += 1
+        try:
+          sample = member.source[record]
+          picture = self._maker.eval_image(sample, member.source.where(record))
+          last = image_index, sample, picture
+        except UNUSABLE as e:
+          news.skip(e)
+          last = image_index, None, None
+      if last[1] is None:
+        continue
+      batch["image"][row] = last[2]
+      self._maker.write_eval(batch, row, last[1], region)
+      batch["mask"][row] = True
+      batch["index"][row] = start + row
+      batch["image_index"][row] = image_index
+    return batch, news
+
+
+def _rows_per_process(batch_size: int, process_index: int, process_count: int) -> int:
+  if not 0 <= process_index < process_count:
+    raise InputError(f"process {process_index} of {process_count} does not exist.")
+  if batch_size < 1 or batch_size % process_count:
+    raise InputError(
+      f"batch_size is {batch_size}, expected a positive multiple of the {process_count} processes."
+    )
+  return batch_size // process_count
+
+
+def _contents(source: records.RecordSource, threads: int) -> tuple[list[int], list[bool], News]:
+  """Returns, for each record, its number of regions and whether it has a global caption."""
+  directory, split = source.directory, source.split
+  stamp = os.stat(os.path.join(directory, records.MANIFEST)).st_mtime_ns
+  return _read_contents(directory, split, stamp, threads)
+
+
+@functools.lru_cache(maxsize=16)
+def _read_contents(
+  directory: str, split: str, stamp: int, threads: int
+) -> tuple[list[int], list[bool], News]:
+  # `stamp` makes a rebuilt data set be read again.
+  del stamp
+  source = records.open_dataset(directory, split)
+
+  def look(index: int) -> tuple[int, bool] | Exception:
+    try:
+      sample = source[index]
+    except UNUSABLE as e:
+      return e
+    return len(sample.texts), sample.global_text is not None
+
+  counts, has_global, news = [], [], News()
+  with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
+    for found in pool.map(look, range(len(source))):
+      if isinstance(found, Exception):
+        news.seen += 1
+        news.skip(found)
+        found = 0, False
+      counts.append(found[0])
+      has_global.append(found[1])
+  return counts, has_global, news

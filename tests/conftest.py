@@ -1,0 +1,14 @@
+"""Every test runs on the CPU, on eight simulated devices, from the repository root."""
+
+import os
+import pathlib
+import sys
+
+# Before jax is imported anywhere: the number of devices is fixed when its backend starts.
+os.environ["JAX_PLATFORMS"] = "cpu"
+_FLAG = "--xla_force_host_platform_device_count"
+if _FLAG not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))

@@ -1,0 +1,97 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from input_pipeline import examples, transforms
+from input_pipeline.input_config import InputConfig
+
+
+def _array(value, size=100):
+  return np.full(size, value, np.uint8)
+
+
+def _fill(cache, keys, made):
+  for key in keys:
+    got = cache.get(key, lambda key=key: made.append(key) or _array(key))
+    assert (got == key).all()
+
+
+def test_the_cache_forgets_what_was_used_longest_ago():
+  cache, made = examples.ImageCache(300), []
+  _fill(cache, [1, 2, 3, 1, 4, 1, 3, 2], made)
+  # 4 pushed out 2, not 1, which had just been used.
+  assert made == [1, 2, 3, 4, 2]
+
+
+def test_the_cache_keeps_nothing_larger_than_itself_and_nothing_at_size_zero():
+  for capacity in (0, 99):
+    cache, made = examples.ImageCache(capacity), []
+    _fill(cache, [1, 1, 1], made)
+    assert made == [1, 1, 1]
+
+
+def test_a_failure_to_decode_is_not_remembered():
+  cache = examples.ImageCache(1000)
+  with pytest.raises(ZeroDivisionError):
+    cache.get(1, lambda: 1 // 0)
+  assert (cache.get(1, lambda: _array(7)) == 7).all()
+
+
+def test_a_cache_arrives_empty_in_a_worker():
+  cache, made = examples.ImageCache(1000), []
+  _fill(cache, [1], made)
+  _fill(pickle.loads(pickle.dumps(cache)), [1, 1], made)
+  assert made == [1, 1]
+
+
+def _train_row(config, sample, *key):
+  maker = examples.ExampleMaker(config)
+  batch = maker.allocate(1)
+  rng = np.random.default_rng(key)
+  maker.write_train(batch, 0, sample, rng, key=0, where="the record")
+  return batch
+
+
+def test_the_chosen_box_is_among_the_shipped_ones_however_few(make_sample):
+  sample = make_sample(0, regions=6)
+  config = InputConfig("unused", image_size=16, max_boxes=2)
+  chosen = set()
+  for i in range(40):
+    batch = _train_row(config, sample, i)
+    assert batch["num_boxes"][0] == 2
+    np.testing.assert_array_equal(batch["boxes"][0, 0], batch["box"][0])
+    chosen.add(tuple(batch["box"][0].round()))
+  assert len(chosen) >= 6
+
+
+def test_boxes_out_of_the_crop_are_not_shipped(make_sample):
+  sample = make_sample(0, regions=2)
+  w, h = sample.width, sample.height
+  sample.boxes = np.float32([[0, 0, w, h], [w - 1, h - 1, w, h]])
+  config = InputConfig("unused", image_size=16, max_boxes=4, crop_scale=(0.3, 0.3))
+  counts = set()
+  for i in range(30):
+    batch = _train_row(config, sample, i)
+    n = int(batch["num_boxes"][0])
+    boxes = batch["boxes"][0, :n]
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    counts.add(n)
+  assert counts == {1, 2}
+
+
+def test_a_caption_without_words_cannot_be_trained_on(make_sample):
+  sample = make_sample(0, regions=1, global_text=None)
+  sample.texts = ["?!"]
+  with pytest.raises(transforms.CaptionError, match="the record: the caption has no words left"):
+    _train_row(InputConfig("unused", image_size=8), sample, 0)
+  _train_row(InputConfig("unused", image_size=8, canonicalize=False), sample, 0)
+
+
+def test_sentences_are_sampled_only_if_asked(make_sample):
+  sample = make_sample(0, regions=1, global_text=None)
+  sample.texts = ["One. Two. Three."]
+  for sampling, least in ((False, 1), (True, 4)):
+    config = InputConfig("unused", image_size=8, sentence_sampling=sampling)
+    rows = {_train_row(config, sample, i)["text"].tobytes() for i in range(40)}
+    assert (len(rows) == 1) if least == 1 else (len(rows) >= least)
