@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = config_lib.resolve(config_lib.load(options.config, overrides))
     if options.distributed:
       jax.distributed.initialize()
-    console_lib.set_up_logging()
+    console_lib.set_up_logging(options.debug)
     first = jax.process_index() == 0
     console = console_lib.Console(quiet=not first)
     with contextlib.ExitStack() as stack:

@@ -16,7 +16,7 @@ def get_config(arg=None):
   c.input.threads = 1
   c.lr = 1e-2
   c.optim = dict(weight_decay=1e-4)
-  c.schedule = dict(type="cosine", warmup_steps=3)
+  c.schedule = dict(type="cosine", warmup_steps=min(3, a.steps))
   c.log_steps = 2
   c.ckpt_steps = 5
   c.evals.held_out = dict(type="image_text_retrieval", input=dict(split="val"), eval_steps=4,

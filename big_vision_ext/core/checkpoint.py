@@ -51,12 +51,14 @@ class Checkpoints:
     """
     self._workdir = pathlib.Path(workdir).absolute()
     self._root = self._workdir / FOLDER
-    self._keep_every, self._read_only = keep_every, read_only
-    self._manager = self._open()
+    self._keep_every = keep_every
+    self._manager = None if read_only else self._open()
+    self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
   def steps(self) -> list[int]:
     """The steps that have a complete checkpoint, ascending."""
-    return sorted(self._manager.all_steps()) if self._manager else []
+    folders = self._root.iterdir() if self._root.is_dir() else ()
+    return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
 
   def save(self, step: int, state: dict, meta: dict) -> None:
     """Starts to save; waits for an earlier save. `state` may be donated afterwards.
@@ -64,7 +66,7 @@ class Checkpoints:
     Raises:
       CheckpointError: this or the earlier save failed, e.g. no space is left.
     """
-    arrays = _names(state)
+    arrays = trees.flatten(state)
     sums = jax.device_get(_checksums(arrays))
     manifest = {name: {"shape": list(x.shape), "dtype": str(x.dtype), "sum": int(sums[name])}
                 for name, x in arrays.items()}
@@ -98,8 +100,8 @@ class Checkpoints:
       CheckpointError: it is of another format version.
     """
     try:
-      meta = dict(self._manager.restore(
-          step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
+      meta = dict(self._reader.restore(
+          self._root / str(step), args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
     except (PermissionError, MemoryError):
       raise
     except Exception as error:
@@ -129,11 +131,11 @@ class Checkpoints:
       CheckpointError: arrays are missing, extra or misshapen; they are listed by name.
     """
     meta = self.meta(step)
-    want = _names(shapes)
+    want = trees.flatten(shapes)
     check_names({n: (tuple(a["shape"]), a["dtype"]) for n, a in meta["arrays"].items()},
                 {n: (tuple(x.shape), str(x.dtype)) for n, x in want.items()},
                 f"{self._root / str(step)}")
-    places = _names(shardings)
+    places = trees.flatten(shardings)
     target = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[n])
               for n, x in want.items()}
     arrays = self._read(step, ("params", "rest"), target, meta)
@@ -177,7 +179,7 @@ class Checkpoints:
   def _read(self, step, items, target, meta):
     parts = dict(zip(("params", "rest"), _divide(target)))
     try:
-      read = self._manager.restore(step, args=ocp.args.Composite(**{
+      read = self._reader.restore(self._root / str(step), args=ocp.args.Composite(**{
           item: ocp.args.StandardRestore(trees.nest(parts[item])) for item in items}))
       arrays = {}
       for item in items:
@@ -196,13 +198,9 @@ class Checkpoints:
     return arrays
 
   def _open(self):
-    if self._read_only and not self._root.is_dir():
-      return None
-    options = dict(read_only=True) if self._read_only else dict(
+    return ocp.CheckpointManager(self._root, options=ocp.CheckpointManagerOptions(
         max_to_keep=2, keep_period=self._keep_every, cleanup_tmp_directories=True,
-        enable_async_checkpointing=True)
-    # absl's remarks about what read_only implies are of no use to anybody.
-    return ocp.CheckpointManager(self._root, options=ocp.CheckpointManagerOptions(**options))
+        enable_async_checkpointing=True))
 
   def _set_aside(self, step):
     self._manager.close()
@@ -230,8 +228,7 @@ class Checkpoints:
           "again") from error
 
   def _complete(self) -> str:
-    folders = self._root.iterdir() if self._root.is_dir() else ()
-    return ", ".join(map(str, sorted(int(p.name) for p in folders if p.name.isdigit()))) or "none"
+    return ", ".join(map(str, self.steps())) or "none"
 
 
 def find(path: str | os.PathLike) -> tuple[Checkpoints, int]:
@@ -347,10 +344,6 @@ def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
     return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
   return {name: one(x) for name, x in arrays.items()}
-
-
-def _names(state: dict) -> dict[str, Any]:
-  return trees.flatten(state)
 
 
 def _divide(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

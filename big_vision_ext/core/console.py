@@ -96,11 +96,16 @@ def seconds(value: float) -> str:
   return f"{value}s"
 
 
-def set_up_logging(level: int = logging.WARNING) -> None:
-  """Shows warnings as plain lines, of the first process only."""
+def set_up_logging(debug: bool = False) -> None:
+  """Shows warnings as plain lines, of the first process only.
+
+  Args:
+    debug: also show what libraries log through absl. Orbax tells every failure there, several times
+      and with tracebacks, that it also raises.
+  """
+  level = logging.WARNING if jax.process_index() == 0 else logging.ERROR
   logging.basicConfig(format="%(levelname)s: %(message)s", level=level, force=True)
-  if jax.process_index() > 0:
-    logging.getLogger().setLevel(logging.ERROR)
+  logging.getLogger("absl").setLevel(level if debug else logging.CRITICAL)
 
 
 def short(value: float) -> str:

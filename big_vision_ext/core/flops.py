@@ -155,7 +155,9 @@ def ps3(
     last = _chain([hidden, selection_out]) + 2 * selection_out * num_prompts
     select += cells * (stem + selection_depth * inner + last)
     select += _chain([width, selection_out]) * num_prompts
-  high = sum(patches(n, width, patch_size) + depth * block(n, width, mlp_dim, grid) for n in selected)
+  high = sum(
+    patches(n, width, patch_size) + depth * block(n, width, mlp_dim, grid) for n in selected
+  )
   if sum(selected):
     high += map_head(sum(selected), width, mlp_dim)
   return {"low": low, "select": select, "high": high, "total": low + select + high}

@@ -153,13 +153,14 @@ def to_dict(obj: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-  """`ConfigDict`s to dicts, at any depth; everything else as it is."""
+  """`ConfigDict`s to dicts and lists to tuples, at any depth: the same whether a config was just
+  made or was written as JSON and read back, and fit for the fields of modules, which must hash."""
   if hasattr(value, "to_dict"):
     value = value.to_dict()
   if isinstance(value, Mapping):
     return {k: plain(v) for k, v in value.items()}
   if type(value) in (list, tuple):
-    return type(value)(plain(v) for v in value)
+    return tuple(plain(v) for v in value)
   return value
 
 

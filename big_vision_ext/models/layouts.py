@@ -57,7 +57,9 @@ def scan_to_loop(params: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     if key == _SCAN and isinstance(value, Mapping):
       depths = {np.shape(x)[0] if np.ndim(x) else None for x in jax.tree.leaves(value)}
       if len(depths) != 1 or None in depths:
-        raise ValueError(f"{where}{key} stacks different numbers of layers: {sorted(map(str, depths))}.")
+        raise ValueError(
+          f"{where}{key} stacks different numbers of layers: {sorted(map(str, depths))}."
+        )
       for i in range(depths.pop()):
         out[f"{_LOOP}{i}"] = jax.tree.map(lambda x, i=i: x[i], value)
     else:

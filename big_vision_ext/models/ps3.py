@@ -77,8 +77,9 @@ class PS3Vision(vit.ViT):
     )
     init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None, None, "embed"))
     self.residuals = [
-      self.param(f"pos_emb_residual_{i}", init, (1, (s // patch) ** 2, self.width),
-                 self.param_dtype)
+      self.param(
+        f"pos_emb_residual_{i}", init, (1, (s // patch) ** 2, self.width), self.param_dtype
+      )
       for i, s in enumerate(self.scales[1:])
     ]
     if self.highres_branch:
@@ -163,7 +164,8 @@ class PS3Vision(vit.ViT):
     Args:
       image: uint8 or float in 0..255.
       prompt: top-down prompt; without it the bottom-up score chooses.
-      num_looks: looks of `max_select_num` tokens, or "all" to see everything.
+      num_looks: looks of `max_select_num` tokens, or "all" for (nearly) every
+        token, see `selection.plan_looks`.
       num_tokens: tokens over all looks, instead.
       only_first_n_scales: spend the budget on so many high-resolution scales first.
       box: region to take first, in pixels of `image`.
@@ -199,7 +201,10 @@ class PS3Vision(vit.ViT):
     if not plan:
       empty = [jnp.zeros((image.shape[0], 0), jnp.int32)] * len(maps)
       return out | {
-        "last_hidden": hidden[-1], "hidden": hidden, "index": empty, "pooled": low["pooled"],
+        "last_hidden": hidden[-1],
+        "hidden": hidden,
+        "index": empty,
+        "pooled": low["pooled"],
       }
     high, index = self._run_looks(image, low["kv"], plan, looks, return_hidden)
     gt_mask = None if box is None else self._gt_mask(box, image_hw, index)
@@ -303,7 +308,10 @@ class PS3Vision(vit.ViT):
     if not self.highres_branch:
       return x, None
     large = resample.resize_cubic(image, (self.selection_size, self.selection_size))
-    return x, selection_head.l2_normalize(self.highres_selection(self._normalise(large)))
+    # Without the barrier XLA computes the resampled pixels once more inside the gradient of the
+    # stem's kernel, for every tap: half of the branch's time on a CPU.
+    large = jax.lax.optimization_barrier(self._normalise(large))
+    return x, selection_head.l2_normalize(self.highres_selection(large))
 
   def _score(self, features, prompt):
     """Log-odds (b, g, g) for a prompt (b, d) or (d,)."""

@@ -160,9 +160,7 @@ def table_rows(
   # One (n, y * x) weight per row and one matmul: cheaper than any intermediate with d columns.
   weight = weight_y[..., :, None] * weight_x[..., None, :]
   weight = weight.reshape(*index.shape, height * width)
-  return jnp.einsum(
-    "...k,kd->...d", weight, table.reshape(height * width, depth), precision=_EXACT
-  )
+  return jnp.einsum("...k,kd->...d", weight, table.reshape(height * width, depth), precision=_EXACT)
 
 
 def nearest(x: Array, size: Size) -> Array:

@@ -109,7 +109,9 @@ def plan_looks(
   Args:
     grids: token grid (rows, columns) of each high-resolution scale.
     budget: tokens per look and scale, as from `split_budget`; zeros are allowed.
-    num_looks: number of looks (more than the image holds are not made), or "all".
+    num_looks: number of looks (more than the image holds are not made), or "all": as many as
+      the total divided by the budget, which may leave out a few tokens of a scale that runs dry
+      later than the last one.
     num_tokens: number of tokens over all looks instead; exactly one of the two is given.
     only_first_n_scales: spend the budget on the first so many scales.
     remainder_to_last: as in `split_budget`, for a last look that is smaller than the others.

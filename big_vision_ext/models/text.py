@@ -55,7 +55,11 @@ class TextTransformer(nn.Module):
     """
     if self.pool_type not in _POOLS:
       raise ValueError(f"pool_type={self.pool_type!r} is unknown; it is one of {_POOLS}.")
-    if text.ndim != 2 or text.shape[1] != self.text_len or not jnp.issubdtype(text.dtype, jnp.integer):
+    if (
+      text.ndim != 2
+      or text.shape[1] != self.text_len
+      or not jnp.issubdtype(text.dtype, jnp.integer)
+    ):
       raise ValueError(
         f"The text tower takes integer ids of shape (batch, {self.text_len}), got {text.dtype} "
         f"{text.shape}. Pad or cut texts to text_len."

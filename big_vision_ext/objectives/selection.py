@@ -23,9 +23,7 @@ _DICE_SCALE = 100.0
 _DICE_SMOOTH = 1e-6
 
 
-def bce(
-  score: Float[Array, "b y x"], targets: Sequence[regions.CellCounts]
-) -> Float[Array, "b"]:
+def bce(score: Float[Array, "b y x"], targets: Sequence[regions.CellCounts]) -> Float[Array, "b"]:
   """Binary cross-entropy per sample, mean over the tokens of a scale, then over scales.
 
   Args:
@@ -42,9 +40,7 @@ def bce(
   return jnp.mean(jnp.stack(losses), axis=0)
 
 
-def dice(
-  score: Float[Array, "b y x"], targets: Sequence[regions.CellCounts]
-) -> Float[Array, "b"]:
+def dice(score: Float[Array, "b y x"], targets: Sequence[regions.CellCounts]) -> Float[Array, "b"]:
   """DICE loss per sample, 1 - 2 |P T| / (|P| + |T|) on probabilities, mean over scales."""
   prob = jax.nn.sigmoid(score.astype(jnp.float32))
   losses = []

@@ -66,8 +66,14 @@ def build(
   reports = {}
   for split, count in zip(_SPLITS, (train, val)):
     reports[split] = writer.write_split(
-      out, split, range(count), _loader(seed, split, pools[split], max_side),
-      shard_size=_SHARD_SIZE, threads=threads, progress=progress, settings=settings,
+      out,
+      split,
+      range(count),
+      _loader(seed, split, pools[split], max_side),
+      shard_size=_SHARD_SIZE,
+      threads=threads,
+      progress=progress,
+      settings=settings,
     )
   writer.finish(out, reports, _info(settings))
   return reports

@@ -16,7 +16,8 @@ from input_pipeline.build.sample_photos import package_file
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 # Short enough for a tag: three to five letters each.
-WORDS = tuple("""
+WORDS = tuple(
+  """
   ace acid acorn actor alarm album angel ankle apple april apron arch area arm arrow atlas attic
   aunt axe baby bag ball bank barn basin bat bath beach bead beak beam bean bear bed bee beef
   bell belt bench berry bike bird blade block boat bone book boot bowl box brain brake brass
@@ -40,7 +41,8 @@ WORDS = tuple("""
   sword table tail tape tea tent tiger tile toast toe tool tooth torch towel tower town toy
   train tray tree tube tulip tuna uncle valve van vase vest vine viola voice wagon wall watch
   water wave wax web well whale wheat wheel wing wire wolf wood wool world yacht yard zebra
-""".split())
+""".split()
+)
 
 # Kept in this order, so that the index drawn for an item means the same font everywhere.
 _FONTS = (
@@ -98,9 +100,7 @@ def split_pools(seed: int) -> dict[str, Pool]:
   }
 
 
-def digit_mask(
-  index: int, height: int, weight: float = 0.52, stretch: float = 1.0
-) -> Image.Image:
+def digit_mask(index: int, height: int, weight: float = 0.52, stretch: float = 1.0) -> Image.Image:
   """Ink of one handwritten digit as a smooth stroke.
 
   The 8x8 original is enlarged with a bicubic kernel and cut softly at a level of ink, which gives a

@@ -2,9 +2,9 @@
 
 All sizes here are in *units*: pixels of the canvas squashed to 768 x 768, the sample data's top
 scale, taken as the geometric mean of both directions. The low-resolution scale, 128, is six times
-smaller: there a tag is 5 pixels wide, enough for its colour, and a digit of 13 units or a capital
-of 12 is 2 pixels high, too little for its shape. At the top scale the digits are as sharp as the
-8 x 8 grid they were scanned to.
+smaller: there a tag is 5 pixels wide, enough for its colour, and a digit or capital of 11 units is
+less than 2 pixels high, too little for its shape. At the top scale it loses nothing: the digits
+were scanned to a grid of 8 x 8.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from input_pipeline.build import sample_glyphs, sample_photos
 TOP_SCALE, LOW_SCALE = 768, 128
 
 # Height of a digit, and of the capitals of a word.
-DIGIT_HEIGHT = (12.5, 14.5)
+DIGIT_HEIGHT = (10.0, 11.5)
 CAP_HEIGHT = (11.0, 12.5)
-_DIGIT_TAG = (27.0, 37.0)
+_DIGIT_TAG = (26.0, 34.0)
 DIGIT_SHARE = 0.7
 
 TAG_COLOURS = {
@@ -124,11 +124,17 @@ def draw_items(rng: np.random.Generator, pool: sample_glyphs.Pool, count: int) -
     caption = str(rng.choice(_DIGIT_CAPTIONS if digit else _WORD_CAPTIONS)).format(
       content=content, ink=ink, tag=f"{article} {tags[i]}", shape=shape
     )
-    items.append(Item(
-      kind=str(kinds[i]), content=content, tag=tags[i], ink=ink, shape=shape,
-      glyph=int(digit_indices[i]) if digit else int(rng.integers(sample_glyphs.FONT_COUNT)),
-      caption=f"{caption[0].upper()}{caption[1:]}.",
-    ))
+    items.append(
+      Item(
+        kind=str(kinds[i]),
+        content=content,
+        tag=tags[i],
+        ink=ink,
+        shape=shape,
+        glyph=int(digit_indices[i]) if digit else int(rng.integers(sample_glyphs.FONT_COUNT)),
+        caption=f"{caption[0].upper()}{caption[1:]}.",
+      )
+    )
   return items
 
 
@@ -171,7 +177,6 @@ def _paint_tag(rng, tag, shape, size, unit, glyph=None, ink=None) -> Image.Image
     x, y = np.rint(slack / 2 + rng.uniform(-0.12, 0.12, 2) * np.maximum(slack, 0)).astype(int)
     ink_mask = Image.new("L", (width, height))
     ink_mask.paste(glyph, (int(x), int(y)))
-    _spatter(rng, ink_mask, unit)
     alpha = np.asarray(ink_mask, np.float32)[..., None] / 255
     pixels = pixels * (1 - alpha) + _jittered(rng, ink) * alpha
   patch = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
@@ -182,25 +187,13 @@ def _paint_tag(rng, tag, shape, size, unit, glyph=None, ink=None) -> Image.Image
   return patch.crop(patch.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox())
 
 
-def _spatter(rng: np.random.Generator, ink: Image.Image, unit: float) -> None:
-  """A few specks of ink around the glyph: no trouble to a reader, but they blur into one with it."""
-  draw = ImageDraw.Draw(ink)
-  for _ in range(rng.integers(*SPECKS)):
-    x, y = rng.uniform(0.2, 0.8, 2) * ink.size
-    reach = _SUPERSAMPLE * unit * rng.uniform(*SPECK)
-    draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=255)
-
-
-SPECKS=(3,7)
-SPECK=(.5,1.2)
-MOT=.93
 def _jittered(rng: np.random.Generator, rgb: tuple[int, int, int]) -> np.ndarray:
   return np.asarray(rgb, np.float32) + rng.uniform(-_COLOUR_JITTER, _COLOUR_JITTER, 3)
 
 
 def _shading(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-  """Light falling off over the tag and the grain of its paper, (height, width), around 1."""
-  coarse = Image.fromarray(rng.uniform(MOT, 1.03, (5, 5)).astype(np.float32))
+  """Uneven light on the tag and the grain of its paper, (height, width), around 1."""
+  coarse = Image.fromarray(rng.uniform(0.88, 1.03, (5, 5)).astype(np.float32))
   light = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC))
   grain = Image.fromarray(rng.normal(0, 0.02, (24, 24)).astype(np.float32))
   return light + np.asarray(grain.resize(size, Image.Resampling.BILINEAR))
@@ -213,7 +206,8 @@ def paint_decoy(rng: np.random.Generator, unit: float) -> Image.Image:
 
 def _blank_tag(rng, unit) -> Image.Image:
   wide = rng.random() > DIGIT_SHARE
-  size = (rng.uniform(50, 90), rng.uniform(26, 31)) if wide else rng.uniform(26, 40, 2)
+  # The sizes of tags that carry a word or a digit: size alone must not give a decoy away.
+  size = (rng.uniform(45, 85), rng.uniform(22, 28)) if wide else rng.uniform(*_DIGIT_TAG, 2)
   return _paint_tag(rng, str(rng.choice(list(TAG_COLOURS))), str(rng.choice(_SHAPES)), size, unit)
 
 
@@ -221,19 +215,16 @@ def _scribble(rng, unit) -> Image.Image:
   """A pen line that wanders over the photograph, on no tag."""
   width, height = (round(unit * side) for side in rng.uniform(24, 60, 2))
   anchors = rng.uniform(0.1, 0.9, (7, 2)) * (width, height)
-  steps = np.linspace(0, len(anchors) - 1, 60)
   # A moving average of the zigzag between the anchors: a line without corners.
-  line = np.stack(
-    [np.interp(steps, np.arange(len(anchors)), anchors[:, axis]) for axis in (0, 1)], axis=1
-  )
-  line = np.stack(
-    [np.convolve(np.pad(line[:, axis], 4, mode="edge"), np.ones(9) / 9, "valid") for axis in (0, 1)],
-    axis=1,
-  )
+  steps = np.linspace(0, len(anchors) - 1, 60)
+  axes = [np.interp(steps, np.arange(len(anchors)), values) for values in anchors.T]
+  line = np.stack([np.convolve(v, np.ones(9) / 9, "valid") for v in axes], axis=1)
   mask = Image.new("L", (2 * width, 2 * height))
   ImageDraw.Draw(mask).line(
     [tuple(point) for point in (2 * line).tolist()],
-    fill=255, width=max(2, round(2 * unit * rng.uniform(1.6, 3.0))), joint="curve",
+    fill=255,
+    width=max(2, round(2 * unit * rng.uniform(1.6, 3.0))),
+    joint="curve",
   )
   mask = mask.resize((width, height), Image.Resampling.BOX)
   return _filled(rng, mask, INK_COLOURS)
@@ -265,8 +256,11 @@ def _scrap(rng, unit) -> Image.Image:
   share = rng.uniform(0.15, 0.4) * min(photo.size)
   x, y = (rng.uniform(0, side - share) for side in photo.size)
   picture = photo.resize(
-    (width, height), Image.Resampling.BICUBIC, box=(x, y, x + share, y + share * height / width)
-    if height <= width else (x, y, x + share * width / height, y + share),
+    (width, height),
+    Image.Resampling.BICUBIC,
+    box=(x, y, x + share, y + share * height / width)
+    if height <= width
+    else (x, y, x + share * width / height, y + share),
   )
   rim = round(unit * rng.uniform(1.0, 2.5))
   image = Image.new("RGBA", (width + 2 * rim, height + 2 * rim), (238, 236, 230, 255))

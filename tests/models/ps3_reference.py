@@ -156,10 +156,12 @@ class Reference:
     for s, (chance, force) in enumerate(zip(prob, forced)):
       h, w = chance.shape[1:]
       for b in range(len(chance)):
+
         def key(i, b=b, h=h, w=w, chance=chance, force=force):
           y, x = divmod(i, w)
           cell = (y * self.g // h) * self.g + x * self.g // w
           return not force[b, y, x], -chance[b, y, x], cell, i
+
         order = sorted(range(h * w), key=key)
         start = 0
         for look, count in zip(looks, counts):

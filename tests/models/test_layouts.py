@@ -10,8 +10,13 @@ from big_vision_ext.models import layouts
 
 def tree(depth=3):
   rng = np.random.default_rng(0)
-  block = lambda: {"Dense_0": {"kernel": rng.standard_normal((2, 3)), "bias": np.ones(3)}}
-  tower = lambda n: {f"encoderblock_{i}": block() for i in range(n)} | {"norm": np.ones(2)}
+
+  def block():
+    return {"Dense_0": {"kernel": rng.standard_normal((2, 3)), "bias": np.ones(3)}}
+
+  def tower(n):
+    return {f"encoderblock_{i}": block() for i in range(n)} | {"norm": np.ones(2)}
+
   return {"img": {"Transformer": tower(depth)}, "txt": {"Encoder_0": tower(12)}, "t": np.ones(1)}
 
 

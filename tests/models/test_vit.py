@@ -1,5 +1,6 @@
 """The vision transformer: big_vision's tree, NumPy's numbers, and its own promises."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from big_vision_ext.models import blocks, layouts, vit
+from big_vision_ext.models import layouts, vit
 from tests.models import vit_reference as ref
 
-TINY = dict(width=24, depth=3, mlp_dim=40, num_heads=3, posemb_grid=(4, 4), patch_size=4)
+TINY = dict(width=24, depth=2, mlp_dim=40, num_heads=3, posemb_grid=(4, 4), patch_size=4)
 ACTS = {"gelu_tanh": ref.gelu_tanh, "gelu": ref.gelu}
 
 
@@ -21,8 +22,11 @@ def randomize(params, seed=0):
   rng = np.random.default_rng(seed)
 
   def draw(path, x):
-    scale = 1 / math.sqrt(x.shape[0]) if path[-1].key == "kernel" else 0.3
-    mean = 1.0 if path[-1].key == "scale" else 0.0
+    *parents, name = (key.key for key in path)
+    into_heads = parents and parents[-1] in ("query", "key", "value")
+    fan = x.shape[0] if into_heads else math.prod(x.shape[:-1])
+    scale = 1 / math.sqrt(fan) if name == "kernel" else 0.3
+    mean = 1.0 if name == "scale" else 0.0
     return (mean + scale * rng.standard_normal(x.shape)).astype(np.float32)
 
   return jax.tree_util.tree_map_with_path(draw, nn.unbox(params))
@@ -34,11 +38,18 @@ def shapes(model, *args):
   return {"/".join(k.key for k in path): x for path, x in flat}
 
 
-def make(images=(2, 16, 16, 3), **kw):
-  model = vit.ViT(**TINY | kw)
+def make(images=(2, 16, 16, 3), scan=False, **kw):
+  """A model, random parameters that do not depend on its layout, and images."""
   x = np.random.default_rng(1).standard_normal(images).astype(np.float32)
-  params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
-  return model, randomize(params), x
+  loop = vit.ViT(**TINY | kw)
+  params = randomize(jax.eval_shape(loop.init, jax.random.key(0), x)["params"])
+  if scan:
+    return vit.ViT(**TINY | kw, scan=True), layouts.loop_to_scan(params), x
+  return loop, params, x
+
+
+def apply(model, params, *args, method="__call__"):
+  return jax.jit(lambda p, *a: model.apply({"params": p}, *a, method=method))(params, *args)
 
 
 def float64(tree):
@@ -64,15 +75,20 @@ def test_parameter_counts_are_those_of_big_vision(name, grid, count, scan):
 
 def test_parameter_names_and_shapes_are_those_of_big_vision():
   d, f, n, h, p = 24, 40, 3, 8, 4
-  dense = lambda name, i, o: {f"{name}/kernel": (*i, *o), f"{name}/bias": o}
-  norm = lambda name: {f"{name}/scale": (d,), f"{name}/bias": (d,)}
+
+  def dense(name, i, o):
+    return {f"{name}/kernel": (*i, *o), f"{name}/bias": o}
+
+  def norm(name):
+    return {f"{name}/scale": (d,), f"{name}/bias": (d,)}
+
   attention = {}
   for part in ("query", "key", "value"):
     attention |= dense(f"MultiHeadDotProductAttention_0/{part}", (d,), (n, h))
   attention |= dense("MultiHeadDotProductAttention_0/out", (n, h), (d,))
   mlp = dense("MlpBlock_0/Dense_0", (d,), (f,)) | dense("MlpBlock_0/Dense_1", (f,), (d,))
   want = dense("embedding", (p, p, 3), (d,)) | {"pos_embedding": (1, 16, d)}
-  for i in range(3):
+  for i in range(2):
     block = attention | mlp | norm("LayerNorm_0") | norm("LayerNorm_1")
     want |= {f"Transformer/encoderblock_{i}/{k}": v for k, v in block.items()}
   want |= norm("Transformer/encoder_norm") | {"MAPHead_0/probe": (1, 1, d)}
@@ -91,11 +107,11 @@ def test_parameter_names_and_shapes_are_those_of_big_vision():
 @pytest.mark.parametrize("act", sorted(ACTS))
 def test_forward_is_that_of_a_float64_reference(images, act):
   model, params, x = make(images, act=act)
-  pooled, out = jax.jit(model.apply)({"params": params}, x)
+  pooled, out = apply(model, params, x)
   want, tokens = ref.vit(float64(params), np.float64(x), (4, 4), ACTS[act])
-  # Float32 through three blocks; values are of size one.
-  np.testing.assert_allclose(out["encoded"], tokens, atol=2e-5)
-  np.testing.assert_allclose(pooled, want, atol=2e-5)
+  # Float32 through two blocks; values are of size one.
+  np.testing.assert_allclose(out["encoded"], tokens, atol=1e-5)
+  np.testing.assert_allclose(pooled, want, atol=1e-5)
 
 
 def test_a_non_square_position_table_keeps_its_aspect():
@@ -114,10 +130,10 @@ def test_positions_of_their_own_grid_are_untouched():
 def test_patches_without_positions_are_the_convolution():
   model, params, x = make((2, 8, 12, 3))
   patches = x.reshape(2, 2, 4, 3, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 6, 4, 4, 3)
-  got = model.apply({"params": params}, patches, method="embed_patches")
+  got = apply(model, params, patches, method="embed_patches")
   want = ref.convolve_patches(float64(params["embedding"]), np.float64(x))
   np.testing.assert_allclose(got, want, atol=1e-5)
-  tokens = model.apply({"params": params}, x, method="embed")
+  tokens = apply(model, params, x, method="embed")
   place = model.apply({"params": params}, 2, 3, method="posemb")
   np.testing.assert_allclose(got + place, tokens, atol=1e-6)
 
@@ -132,36 +148,39 @@ def value_and_grad(model, params, x):
   return jax.jit(jax.value_and_grad(loss))(params)
 
 
+def assert_close(got, want):
+  """Equal but for the order of float32 sums: 1e-6 of the largest number there is.
+
+  Of the tree, not of each array: the gradient of a key's bias, say, is a zero of rounded terms.
+  """
+  got, want = jax.device_get((got, want))
+  atol = 1e-6 * max(np.abs(x).max() for x in jax.tree.leaves(want))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol), got, want)
+
+
 def test_scan_equals_loop_in_values_and_gradients():
   loop, params, x = make()
-  scan = vit.ViT(**TINY, scan=True)
-  stacked = layouts.loop_to_scan(params)
+  scan, stacked, _ = make(scan=True)
   value, grads = value_and_grad(loop, params, x)
   scan_value, scan_grads = value_and_grad(scan, stacked, x)
-  np.testing.assert_allclose(scan_value, value, rtol=1e-6)
-  scan_grads = layouts.scan_to_loop(scan_grads)
-  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * max(1, np.abs(b).max()))
-  jax.tree.map(close, jax.tree.map(np.asarray, scan_grads), jax.tree.map(np.asarray, grads))
+  assert_close((scan_value, layouts.scan_to_loop(scan_grads)), (value, grads))
 
-  y, out = loop.apply({"params": params}, x)
-  z, scan_out = scan.apply({"params": stacked}, x)
-  np.testing.assert_allclose(z, y, atol=1e-6 * np.abs(y).max())
+  y, out = apply(loop, params, x)
+  z, scan_out = apply(scan, stacked, x)
+  assert_close(z, y)
   for key in ("encoded", "last", "head_input"):
-    np.testing.assert_allclose(scan_out[key], out[key], atol=2e-6 * np.abs(out[key]).max())
-  np.testing.assert_allclose(scan_out["blocks"], np.stack(out["blocks"]), atol=1e-5)
+    assert_close(scan_out[key], out[key])
+  assert_close(scan_out["blocks"], np.stack(out["blocks"]))
+  for got, want in zip(scan_out["kv"], zip(*out["kv"])):
+    assert_close(got, np.stack(want))
 
 
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("policy", [p for p in blocks.REMAT_POLICIES if p != "none"])
+@pytest.mark.parametrize("policy", ["nothing_saveable", "dots_saveable"])
 def test_rematerialisation_changes_no_number(scan, policy):
   plain, params, x = make(scan=scan)
-  value, grads = value_and_grad(plain, params, x)
-  remat_value, remat_grads = value_and_grad(
-    vit.ViT(**TINY, scan=scan, remat_policy=policy), params, x
-  )
-  np.testing.assert_allclose(remat_value, value, rtol=1e-6)
-  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * max(1, np.abs(b).max()))
-  jax.tree.map(close, jax.tree.map(np.asarray, remat_grads), jax.tree.map(np.asarray, grads))
+  remat, _, _ = make(scan=scan, remat_policy=policy)
+  assert_close(value_and_grad(remat, params, x), value_and_grad(plain, params, x))
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -169,12 +188,15 @@ def test_full_rematerialisation_saves_memory(scan):
   images = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
   temp = {}
   for policy in ("none", "nothing_saveable"):
-    model = vit.ViT(**TINY | dict(depth=6), scan=scan, remat_policy=policy)
+    model = vit.ViT(**TINY | dict(depth=4), scan=scan, remat_policy=policy)
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
-    loss = lambda p, x, m=model: jnp.sum(m.apply({"params": p}, x)[0])
+
+    def loss(p, x, m=model):
+      return jnp.sum(m.apply({"params": p}, x)[0])
+
     compiled = jax.jit(jax.grad(loss)).lower(params, images).compile()
     temp[policy] = compiled.memory_analysis().temp_size_in_bytes
-  assert temp["nothing_saveable"] < 0.6 * temp["none"]
+  assert temp["nothing_saveable"] < 0.7 * temp["none"]
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -183,7 +205,10 @@ def test_queries_of_some_tokens_over_cached_ones_equal_full_attention_of_those_r
   model, params, _ = make(depth=1, scan=scan)
   rng = np.random.default_rng(2)
   old, own = (rng.standard_normal((2, n, 24)).astype(np.float32) for n in (5, 4))
-  run = lambda x, kv=None: model.apply({"params": params}, x, kv, method="encode")
+
+  def run(x, kv=None):
+    return apply(model, params, x, kv, method="encode")
+
   cache = run(old)[1]["kv"]
   both, _ = run(np.concatenate([old, own], 1))
   part, out = run(own, cache)
@@ -196,30 +221,37 @@ def test_each_layer_takes_the_cache_of_its_own_layer_low_first(scan):
   model, params, _ = make(scan=scan)
   rng = np.random.default_rng(3)
   low, high = (rng.standard_normal((2, n, 24)).astype(np.float32) for n in (5, 4))
-  run = lambda x, kv=None: model.apply({"params": params}, x, kv, method="encode")
+
+  def run(x, kv=None):
+    return apply(model, params, x, kv, method="encode")
+
   _, out = run(high, run(low)[1]["kv"])
   loop = float64(layouts.scan_to_loop(params))["Transformer"]
   low, high = np.float64(low), np.float64(high)
-  for i in range(3):
+  for i in range(2):
     p = loop[f"encoderblock_{i}"]
     y = ref.layer_norm(p["LayerNorm_0"], low)
     mha = p["MultiHeadDotProductAttention_0"]
     kv = (ref.project(mha["key"], y), ref.project(mha["value"], y))
     low, high = ref.block(p, low), ref.block(p, high, kv=kv)
-    np.testing.assert_allclose(np.asarray(out["blocks"][i]), high, atol=2e-5)
+    np.testing.assert_allclose(np.asarray(out["blocks"][i]), high, atol=1e-5)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_bfloat16_computation_keeps_float32_parameters_and_gradients(scan):
-  model, params, x = make(scan=scan, dtype="bfloat16", num_classes=3, rep_size=-1)
-  init = model.init(jax.random.key(0), x)["params"]
+def test_bfloat16_computation_keeps_float32_parameters_and_gradients():
+  heads = dict(scan=True, num_classes=3, rep_size=-1)
+  model, params, x = make(dtype="bfloat16", **heads)
+  init = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
   assert {leaf.dtype for leaf in jax.tree.leaves(init)} == {jnp.dtype("float32")}
-  pooled, out = model.apply({"params": params}, x)
-  assert pooled.dtype == jnp.bfloat16 and out["last"].dtype == jnp.bfloat16
-  loss = lambda p: jnp.sum(model.apply({"params": p}, x)[0].astype(jnp.float32))
-  assert {g.dtype for g in jax.tree.leaves(jax.grad(loss)(params))} == {jnp.dtype("float32")}
-  exact, _ = make(scan=scan, num_classes=3, rep_size=-1)[0].apply({"params": params}, x)
-  # Eight bits of mantissa through three blocks.
+
+  def loss(params):
+    pooled, out = model.apply({"params": params}, x)
+    return jnp.sum(pooled.astype(jnp.float32)), (pooled, out["last"])
+
+  grads, (pooled, last) = jax.jit(jax.grad(loss, has_aux=True))(params)
+  assert pooled.dtype == jnp.bfloat16 and last.dtype == jnp.bfloat16
+  assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+  exact, _ = apply(make(**heads)[0], params, x)
+  # Eight bits of mantissa through two blocks.
   np.testing.assert_allclose(np.float32(pooled), exact, atol=0.1)
 
 
@@ -233,10 +265,11 @@ def test_sincos_positions_are_sines_of_the_formula():
       np.testing.assert_allclose(got[row * 3 + col], want, atol=1e-6)
   model, params, x = make(posemb_type="sincos2d")
   assert "pos_embedding" not in params
-  tokens = model.apply({"params": params}, x, method="embed")
+  tokens = apply(model, params, x, method="embed")
   bare = ref.convolve_patches(float64(params["embedding"]), np.float64(x))
-  np.testing.assert_allclose(tokens - bare, np.broadcast_to(vit.sincos2d(4, 4, 24), tokens.shape),
-                             atol=1e-5)
+  np.testing.assert_allclose(
+    tokens - bare, np.broadcast_to(vit.sincos2d(4, 4, 24), tokens.shape), atol=1e-5
+  )
 
 
 def test_pools_see_only_unmasked_tokens_and_an_empty_mask_counts_as_full():
@@ -244,27 +277,27 @@ def test_pools_see_only_unmasked_tokens_and_an_empty_mask_counts_as_full():
   y = rng.standard_normal((3, 6, 24)).astype(np.float32)
   mask = np.array([[1, 0, 1, 0, 0, 1], [1] * 6, [0] * 6], bool)
   model, params, _ = make()
-  got = model.apply({"params": params}, y, mask, method="pool")
+  got = apply(model, params, y, mask, method="pool")
   want = ref.map_head(float64(params["MAPHead_0"]), np.float64(y), mask=mask)
   np.testing.assert_allclose(got, want, atol=1e-5)
   other = np.where(mask[..., None], y, 100.0)
-  again = model.apply({"params": params}, other, mask, method="pool")
+  again = apply(model, params, other, mask, method="pool")
   np.testing.assert_allclose(again[:2], got[:2], atol=1e-6)
 
   model, params, _ = make(pool_type="gap")
-  got = model.apply({"params": params}, y, mask, method="pool")
+  got = apply(model, params, y, mask, method="pool")
   want = [y[0, mask[0]].mean(0), y[1].mean(0), y[2].mean(0)]
   np.testing.assert_allclose(got, want, atol=1e-6)
-  np.testing.assert_allclose(model.apply({"params": params}, y, method="pool"), y.mean(1), atol=1e-6)
+  np.testing.assert_allclose(apply(model, params, y, method="pool"), y.mean(1), atol=1e-6)
 
 
 def test_class_token_stands_in_front_and_is_what_is_pooled():
   model, params, x = make(pool_type="tok")
-  pooled, out = model.apply({"params": params}, x)
-  tokens = model.apply({"params": params}, x, method="embed")
+  pooled, out = apply(model, params, x)
+  tokens = apply(model, params, x, method="embed")
   assert tokens.shape == (2, 17, 24) and out["encoded"].shape == (2, 16, 24)
   np.testing.assert_array_equal(tokens[0, 0], params["cls"][0, 0])
-  y, _ = model.apply({"params": params}, tokens, method="encode")
+  y, _ = apply(model, params, tokens, method="encode")
   np.testing.assert_allclose(pooled, y[:, 0], atol=1e-6)
   with pytest.raises(ValueError, match="does not pool a choice"):
     model.apply({"params": params}, y, np.ones((2, 17), bool), method="pool")
@@ -272,44 +305,50 @@ def test_class_token_stands_in_front_and_is_what_is_pooled():
 
 def test_representation_and_head_follow_the_pool():
   model, params, x = make(rep_size=10, num_classes=7)
-  logits, out = model.apply({"params": params}, x)
+  logits, out = apply(model, params, x)
   rep = np.tanh(ref.project(params["pre_logits"], np.float64(out["head_input"])))
   np.testing.assert_allclose(out["pre_logits"], rep, atol=1e-5)
   np.testing.assert_allclose(logits, ref.project(params["head"], rep), atol=1e-5)
-  init = model.init(jax.random.key(0), x)["params"]
-  assert not np.any(nn.unbox(init)["head"]["kernel"])
 
 
 def test_dropout_acts_in_training_only():
-  model, params, x = make(dropout=0.5)
-  run = lambda seed, **kw: model.apply({"params": params}, x, rngs={"dropout": seed}, **kw)[0]
-  a, b = jax.random.key(0), jax.random.key(1)
-  np.testing.assert_array_equal(run(a), run(b))
-  assert not np.allclose(run(a, deterministic=False), run(b, deterministic=False))
+  model, params, x = make(scan=True, dropout=0.5)
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def run(seed, deterministic):
+    rngs = {"dropout": jax.random.key(seed)}
+    return model.apply({"params": params}, x, deterministic, rngs=rngs)[0]
+
+  np.testing.assert_array_equal(run(0, True), run(1, True))
+  assert not np.allclose(run(0, False), run(1, False))
+  np.testing.assert_array_equal(run(0, False), run(0, False))
 
 
 def test_initial_values_have_the_scale_of_big_vision():
-  model = vit.ViT(**TINY | dict(width=192, mlp_dim=768), scan=True)
-  params = nn.unbox(model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))["params"])
+  model = vit.ViT(**TINY | dict(width=96, mlp_dim=384), scan=True, num_classes=3)
+  params = nn.unbox(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 16, 16, 3)))["params"])
   block = params["Transformer"]["encoderblock"]
-  bound = math.sqrt(6 / (192 + 192))  # Glorot over the flattened heads, per layer.
+  bound = math.sqrt(6 / (96 + 96))  # Glorot over the flattened heads, per layer.
   query = block["MultiHeadDotProductAttention_0"]["query"]["kernel"]
   out = block["MultiHeadDotProductAttention_0"]["out"]["kernel"]
   for kernel in (query, out):
     assert 0.98 * bound < np.abs(kernel).max() <= bound
   assert not np.array_equal(query[0], query[1])
   dense = np.abs(block["MlpBlock_0"]["Dense_0"]["kernel"]).max()
-  assert 0.98 < dense / math.sqrt(6 / (192 + 768)) <= 1
+  assert 0.98 < dense / math.sqrt(6 / (96 + 384)) <= 1
   assert 0 < np.abs(block["MlpBlock_0"]["Dense_1"]["bias"]).max() < 1e-5
+  assert not np.any(params["head"]["kernel"])
   # Standard deviations of a few thousand draws: good to a few percent.
   np.testing.assert_allclose(params["embedding"]["kernel"].std(), 1 / math.sqrt(48), rtol=0.05)
-  np.testing.assert_allclose(params["pos_embedding"].std(), 1 / math.sqrt(192), rtol=0.05)
+  np.testing.assert_allclose(params["pos_embedding"].std(), 1 / math.sqrt(96), rtol=0.05)
 
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_sharded_model_gives_the_same_numbers(scan):
-  model, params, x = make((8, 16, 16, 3), scan=scan, width=32, num_heads=4, remat_policy="nothing_saveable")
-  want, _ = model.apply({"params": params}, x)
+  model, params, x = make(
+    (8, 16, 16, 3), scan=scan, width=32, num_heads=4, remat_policy="nothing_saveable"
+  )
+  want, _ = apply(model, params, x)
   mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
   rules = (
     ("act_batch", ("data", "fsdp")),

@@ -27,7 +27,7 @@ def layer_norm(p, x, eps=1e-6):
 
 
 def attend(q, k, v, mask=None):
-  """(b, t, h, k) arrays, one sample and head at a time; a mask without true entries counts as full."""
+  """(b, t, h, k) arrays, one sample and head at a time; an all-false mask is full."""
   out = np.zeros(q.shape)
   for b in range(q.shape[0]):
     keep = np.ones(k.shape[1], bool) if mask is None or not mask[b].any() else mask[b]

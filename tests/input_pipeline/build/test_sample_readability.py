@@ -5,6 +5,8 @@ and are asked about tags on finished canvases, decoded from their records. They 
 exactly, so they know more than a model does.
 """
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +17,7 @@ from input_pipeline.build import sample, sample_glyphs, sample_items, sample_pho
 
 SCALES = ("top", "low, antialiased", "low, as models resize")
 TOP, LOW = sample_items.TOP_SCALE, sample_items.LOW_SCALE
-UNIT = 2.4
+UNIT = 2.0
 
 
 def bicubic(pixels, factor):
@@ -44,23 +46,42 @@ def views(top):
   return top, top.resize(low, Image.Resampling.BICUBIC), Image.fromarray(rough.astype(np.uint8))
 
 
-def features(view, box, size):
-  """The inside of a box as ink strength: its main direction of colour, centred and scaled."""
-  x0, y0, x1, y1 = box
-  inset = 0.2 if size[0] == size[1] else 0.12
-  dx, dy = inset * (x1 - x0), inset * (y1 - y0)
-  box = (x0 + dx, y0 + dy, x1 - dx, y1 - dy)
-  pixels = np.asarray(view.resize(size, Image.Resampling.BICUBIC, box=box), np.float64)
-  flat = pixels.reshape(-1, 3) - pixels.mean((0, 1))
+def ink(view, box, size):
+  """A piece of the view as ink strength (h, w): its main direction of colour, ink positive."""
+  limits = (view.width, view.height) * 2
+  box = np.clip(box, 0, limits)
+  pixels = np.asarray(view.resize(size, Image.Resampling.BICUBIC, box=tuple(box)), np.float64)
+  flat = pixels.reshape(-1, 3)
+  flat = flat - np.median(flat, 0)
   strength = flat @ np.linalg.eigh(flat.T @ flat)[1][:, -1]
   # There is less ink than tag: the long tail is ink.
   strength *= np.sign(np.mean(strength**3)) or 1.0
-  # The outline tells the length of a word.
-  aspect = 10 * (x1 - x0) / (y1 - y0)
-  return np.append(strength / (strength.std() + 1e-6), aspect)
+  return (strength / (strength.std() + 1e-6)).reshape(size[::-1])
 
 
-def painted(rng, kind, content, glyph, size):
+def digit_features(view, box, size=(20, 20)):
+  """The ink in the middle half of a tag, shifted so that its centre of mass is in the middle."""
+  middle, extent = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
+  reach = 0.3 * extent
+  weight = np.clip(ink(view, np.append(middle - reach, middle + reach), size), 0, None) ** 2
+  y, x = np.indices(weight.shape) + 0.5
+  mass = np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum() / size
+  middle = middle + (2 * mass - 1) * reach
+  reach = 0.26 * extent
+  return ink(view, np.append(middle - reach, middle + reach), size).ravel()
+
+
+def word_features(view, box, size=(42, 12)):
+  """The ink of a tag without its rim, and the tag's outline, which tells the length of the word."""
+  extent = box[2:] - box[:2]
+  inside = np.append(box[:2] + 0.12 * extent, box[2:] - 0.12 * extent)
+  return np.append(ink(view, inside, size), 10 * extent[0] / extent[1])
+
+
+FEATURES = {"digit": digit_features, "word": word_features}
+
+
+def painted(rng, kind, content, glyph):
   """The features of one tag, painted alone over a piece of a photograph, at each scale."""
   tag = str(rng.choice(list(sample_items.TAG_COLOURS)))
   ink = str(rng.choice(sample_items.inks_for(tag)))
@@ -77,15 +98,15 @@ def painted(rng, kind, content, glyph, size):
   box = np.array([x, y, x + patch.width, y + patch.height], np.float64)
   box *= np.tile(np.divide(small, large), 2)
   top = canvas.resize(small, Image.Resampling.BICUBIC)
-  return [features(v, box * v.width / small[0], size) for v in views(top)]
+  return [FEATURES[kind](v, box * v.width / small[0]) for v in views(top)]
 
 
-def on_canvases(directory, kind, size):
+def on_canvases(directory, kind):
   """Contents and features of all items of a kind on the val canvases, at each scale."""
   names = set(sample_glyphs.DIGIT_NAMES)
   rows, contents = [], []
   for record in records.open_dataset(directory, "val"):
-    top = Image.open(_file(record.image)).resize((TOP, TOP), Image.Resampling.BICUBIC)
+    top = Image.open(io.BytesIO(record.image)).resize((TOP, TOP), Image.Resampling.BICUBIC)
     shown = views(top)
     for box, text in zip(record.boxes, record.texts):
       words = text.lower().replace(",", "").replace(".", "").split()
@@ -96,18 +117,12 @@ def on_canvases(directory, kind, size):
       )
       contents.append(content)
       box = box * np.tile(np.divide(TOP, (record.width, record.height)), 2)
-      rows.append([features(v, box * v.width / TOP, size) for v in shown])
+      rows.append([FEATURES[kind](v, box * v.width / TOP) for v in shown])
   return contents, np.array(rows)
 
 
-def _file(data):
-  import io
-
-  return io.BytesIO(data)
-
-
-def accuracies(training, contents, rows):
-  labels, known = training
+def accuracies(labels, known, contents, rows):
+  known = np.array(known)
   return {
     scale: SVC(C=5).fit(known[:, i], labels).score(rows[:, i], contents)
     for i, scale in enumerate(SCALES)
@@ -123,26 +138,26 @@ def directory(tmp_path_factory):
 
 def test_handwritten_digits_can_be_read_at_the_top_scale_only(directory):
   rng = np.random.default_rng(1)
-  pool = sample_glyphs.split_pools(0)["train"]
-  digits = sample_glyphs.digits()[1]
-  labels = [sample_glyphs.DIGIT_NAMES[digits[i]] for i in pool.digits]
-  known = [painted(rng, "digit", n, i, (18, 18)) for n, i in zip(labels, pool.digits)]
-  contents, rows = on_canvases(directory, "digit", (18, 18))
+  chosen = sample_glyphs.split_pools(0)["train"].digits[:900]
+  labels = [sample_glyphs.DIGIT_NAMES[sample_glyphs.digits()[1][i]] for i in chosen]
+  known = [painted(rng, "digit", n, i) for n, i in zip(labels, chosen)]
+  contents, rows = on_canvases(directory, "digit")
   assert len(contents) > 150
-  found = accuracies((labels, np.array(known)), contents, rows)
-  print(found)
-  assert found["top"] >= 0.85
-  assert max(found["low, antialiased"], found["low, as models resize"]) <= 0.35
+  found = accuracies(labels, known, contents, rows)
+  # Chance is 0.1; with about 200 digits the standard error is at most 0.035.
+  assert found["top"] >= 0.85, found
+  assert max(found["low, antialiased"], found["low, as models resize"]) <= 0.35, found
 
 
 def test_printed_words_can_be_read_at_the_top_scale_only(directory):
   rng = np.random.default_rng(2)
-  # Even told which words there are, and with each of them painted many times.
-  labels = [w for w in sample_glyphs.split_pools(0)["val"].words for _ in range(15)]
-  known = [painted(rng, "word", w, i % sample_glyphs.FONT_COUNT, (42, 12)) for i, w in enumerate(labels)]
-  contents, rows = on_canvases(directory, "word", (42, 12))
+  # Even told which words there are, and shown each of them many times.
+  labels = [word for word in sample_glyphs.split_pools(0)["val"].words for _ in range(12)]
+  fonts = sample_glyphs.FONT_COUNT
+  known = [painted(rng, "word", word, i % fonts) for i, word in enumerate(labels)]
+  contents, rows = on_canvases(directory, "word")
   assert len(contents) > 60
-  found = accuracies((labels, np.array(known)), contents, rows)
-  print(found)
-  assert found["top"] >= 0.65
-  assert max(found["low, antialiased"], found["low, as models resize"]) <= 0.35
+  found = accuracies(labels, known, contents, rows)
+  # Chance is 0.012. Some words differ in one letter, hence the lower bar at the top scale.
+  assert found["top"] >= 0.6, found
+  assert max(found["low, antialiased"], found["low, as models resize"]) <= 0.35, found

@@ -1,0 +1,240 @@
+import errno
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from big_vision_ext.core import checkpoint, config, sharding, trees
+
+MESHES = (config.Mesh(), config.Mesh(1, 8), config.Mesh(2, 2, 2))
+
+
+def place(mesh):
+  """Shardings of `make_state`."""
+  cut = NamedSharding(mesh, PartitionSpec("fsdp"))
+  whole = sharding.replicated(mesh)
+  return {"params": {"a": {"kernel": cut, "bias": whole}, "t": whole},
+          "opt": ({"mu": cut},), "step": whole}
+
+
+def make_state(mesh, scale=1.0):
+  state = {
+      "params": {"a": {"kernel": scale * jnp.arange(64.0).reshape(16, 4) / 7,
+                       "bias": jnp.ones(4, jnp.bfloat16) / 3}, "t": jnp.float32(scale)},
+      "opt": ({"mu": jnp.full((16, 4), 1e-20)},), "step": jnp.int32(3)}
+  return jax.device_put(state, place(mesh))
+
+
+def shapes(state):
+  return jax.eval_shape(lambda: state)
+
+
+@pytest.fixture
+def mesh():
+  return sharding.make_mesh(config.Mesh())
+
+
+@pytest.fixture
+def saved(mesh, tmp_path):
+  """A workdir with checkpoints of steps 1 and 2, whose parameters are once and twice a base."""
+  checkpoints = checkpoint.Checkpoints(tmp_path / "run")
+  for step in (1, 2):
+    checkpoints.save(step, make_state(mesh, step), {"config": {}})
+  checkpoints.wait()
+  checkpoints.close()
+  return tmp_path / "run"
+
+
+@pytest.mark.parametrize("before", MESHES)
+@pytest.mark.parametrize("after", MESHES)
+def test_a_state_comes_back_bit_identical_on_any_mesh(before, after, tmp_path):
+  before, after = sharding.make_mesh(before), sharding.make_mesh(after)
+  state = make_state(before)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(7, state, {"config": {"lr": 1}})
+  checkpoints.wait()
+  back, meta = checkpoints.restore_latest(shapes(state), place(after))
+  assert jax.tree.structure(back) == jax.tree.structure(state)
+  for name, value in trees.flatten(back).items():
+    np.testing.assert_array_equal(value, trees.flatten(state)[name])
+    assert value.sharding == trees.flatten(place(after))[name]
+    assert value.dtype == trees.flatten(state)[name].dtype
+  assert meta["step"] == 7 and meta["config"] == {"lr": 1} and "jax" in meta["versions"]
+  checkpoints.close()
+
+
+def test_the_latest_two_and_the_multiples_of_keep_every_are_kept(mesh, tmp_path):
+  checkpoints = checkpoint.Checkpoints(tmp_path, keep_every=3)
+  for step in range(1, 9):
+    checkpoints.save(step, make_state(mesh), {"config": {}})
+  checkpoints.wait()
+  checkpoints.close()
+  assert checkpoints.steps() == [3, 6, 7, 8]
+
+
+def test_arrays_that_do_not_fit_are_listed_by_name(mesh, saved):
+  want, places = make_state(mesh), place(mesh)
+  want["params"]["a"]["kernel"] = jnp.zeros((8, 4))
+  want["params"]["new"] = jnp.zeros(5)
+  places["params"]["new"] = places["step"]
+  del want["params"]["t"], places["params"]["t"]
+  with pytest.raises(checkpoint.CheckpointError) as error:
+    checkpoint.Checkpoints(saved, read_only=True).restore_latest(shapes(want), places)
+  text = str(error.value)
+  assert "missing in it (1):\n    params/new float32[5]" in text
+  assert "extra in it (1):\n    params/t float32[]" in text
+  assert "params/a/kernel: it has float32[16, 4], expected float32[8, 4]" in text
+
+
+def data_files(folder):
+  # Each value is in one or more of these: which, and in which form, is orbax's affair.
+  return [path for path in (folder / "params").rglob("d/*") if path.is_file()]
+
+
+def flip_bits(folder):
+  for path in data_files(folder):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate_files(folder):
+  for path in data_files(folder):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def change_the_description(folder):
+  path = next((folder / "meta").rglob("metadata"))
+  text = path.read_text()
+  assert '"sum": ' in text
+  path.write_text(text.replace('"sum": ', '"sum": 1'))
+
+
+DAMAGES = {
+    "flipped bits": flip_bits,
+    "truncated files": truncate_files,
+    "other values than described": change_the_description,
+    "no parameters": lambda folder: shutil.rmtree(folder / "params"),
+    "no data files": lambda folder: [path.unlink() for path in data_files(folder)],
+    "no description": lambda folder: shutil.rmtree(folder / "meta"),
+    "an empty folder": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(damage, mesh, saved, caplog):
+  DAMAGES[damage](saved / "checkpoints" / "2")
+  checkpoints = checkpoint.Checkpoints(saved)
+  state = make_state(mesh)
+  back, meta = checkpoints.restore_latest(shapes(state), place(mesh))
+  assert meta["step"] == 1
+  np.testing.assert_array_equal(back["params"]["a"]["kernel"], state["params"]["a"]["kernel"])
+  assert "DAMAGED CHECKPOINT" in caplog.text and "Going back to step 1" in caplog.text
+  assert len(list((saved / "damaged_checkpoints").iterdir())) == 1
+  # The step can be reached and saved once more.
+  checkpoints.save(2, state, {"config": {}})
+  checkpoints.wait()
+  assert checkpoints.steps() == [1, 2]
+  checkpoints.close()
+
+
+def test_with_only_damaged_checkpoints_a_run_does_not_start_over(mesh, saved):
+  for step in ("1", "2"):
+    truncate_files(saved / "checkpoints" / step)
+  state = make_state(mesh)
+  with pytest.raises(checkpoint.DamagedError, match="no earlier checkpoint"):
+    checkpoint.Checkpoints(saved).restore_latest(shapes(state), place(mesh))
+
+
+def test_another_format_version_is_an_error_that_says_so(mesh, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, "VERSION", 99)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(mesh), {})
+    checkpoints.wait()
+  with pytest.raises(checkpoint.CheckpointError, match="version 99; this program reads"):
+    checkpoints.restore_latest(shapes(make_state(mesh)), place(mesh))
+  checkpoints.close()
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_the_earlier_checkpoint(mesh, saved, monkeypatch):
+  import orbax.checkpoint as ocp
+  checkpoints = checkpoint.Checkpoints(saved)
+
+  def full(*args, **kwargs):
+    raise RuntimeError("save failed") from OSError(errno.ENOSPC, "No space left on device")
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(checkpoint.CheckpointError, match="no space is left on the device.*1, 2"):
+      checkpoints.save(3, make_state(mesh), {})
+  state = make_state(mesh, 2.0)
+  back, meta = checkpoints.restore_latest(shapes(state), place(mesh))
+  assert meta["step"] == 2
+  np.testing.assert_array_equal(back["params"]["a"]["kernel"], state["params"]["a"]["kernel"])
+  checkpoints.close()
+
+
+class TestInit:
+
+  def load(self, mesh, path, params=None, **settings):
+    params = make_state(mesh, 0.0)["params"] if params is None else params
+    places = jax.tree.map(lambda _: sharding.replicated(mesh), params)
+    return checkpoint.init_params(config.Init(str(path), **settings), params, places)
+
+  @pytest.mark.parametrize("suffix,scale", [("", 2), ("checkpoints", 2), ("checkpoints/1", 1)])
+  def test_weights_come_from_a_workdir_or_one_checkpoint(self, suffix, scale, mesh, saved):
+    params = self.load(mesh, saved / suffix)
+    assert params["t"] == scale
+
+  def test_a_floating_dtype_follows_ours(self, mesh, saved):
+    ours = make_state(mesh)["params"]
+    ours["a"]["bias"] = ours["a"]["bias"].astype(jnp.float32)
+    params = self.load(mesh, saved, ours)
+    assert params["a"]["bias"].dtype == jnp.float32
+    np.testing.assert_array_equal(params["a"]["bias"], np.full(4, jnp.bfloat16(1 / 3), np.float32))
+
+  def test_differences_are_errors_unless_allowed(self, mesh, saved):
+    ours = {"a": make_state(mesh, 0.0)["params"]["a"], "b": jnp.full(3, 5.0)}
+    with pytest.raises(checkpoint.CheckpointError, match="(?s)missing in it.* b .*extra in it.* t"):
+      self.load(mesh, saved, ours)
+    params = self.load(mesh, saved, ours, allow_missing=("b",), allow_extra=("t",))
+    np.testing.assert_array_equal(params["b"], np.full(3, 5.0))
+    np.testing.assert_array_equal(
+        params["a"]["kernel"], make_state(mesh, 2)["params"]["a"]["kernel"])
+
+  def test_names_are_mapped(self, mesh, saved):
+    ours = {"img": {"kernel": jnp.zeros((16, 4)), "bias": jnp.zeros(4)}, "t": jnp.float32(0)}
+    params = self.load(mesh, saved, ours, map=(("a/(.*)", r"img/\1"),))
+    np.testing.assert_array_equal(
+        params["img"]["kernel"], make_state(mesh, 2)["params"]["a"]["kernel"])
+
+  def test_a_pattern_that_matches_nothing_is_an_error(self, mesh, saved):
+    for settings in ({"map": (("c/.*", ""),)}, {"allow_missing": ("c/.*",)},
+                     {"allow_extra": ("c/.*",)}):
+      with pytest.raises(trees.PatternError, match=f"config.init.{list(settings)[0]}.*'c/"):
+        self.load(mesh, saved, **settings)
+
+  def test_a_path_without_a_checkpoint_is_named(self, mesh, saved, tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="nowhere: there is no such directory"):
+      self.load(mesh, tmp_path / "nowhere")
+    with pytest.raises(checkpoint.CheckpointError, match="has no checkpoint"):
+      self.load(mesh, tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of step 5, only of 1, 2"):
+      self.load(mesh, saved / "checkpoints" / "5")
+
+
+def test_load_workdir_gives_config_parameters_and_step(mesh, tmp_path):
+  written = {"task": "siglip", "total_steps": 5, "batch_size": 8, "optim": {"b2": 0.95}}
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  for step in (4, 5):
+    checkpoints.save(step, make_state(mesh, step), {"config": written})
+  checkpoints.wait()
+  checkpoints.close()
+  found, params, step = checkpoint.load_workdir(tmp_path)
+  assert step == 5 and found.optim.b2 == 0.95 and params["t"] == 5
+  assert isinstance(params["a"]["kernel"], np.ndarray)
+  _, params, step = checkpoint.load_workdir(tmp_path, step=4)
+  assert step == 4 and params["t"] == 4

@@ -1,0 +1,123 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_vision_ext.core import config, sharding, step, trees
+from tests import toy_task
+
+MESHES = {"1 device": (config.Mesh(), 1), "8 data": (config.Mesh(), 8),
+          "8 fsdp": (config.Mesh(1, 8, 1), 8), "4 fsdp x 2 tensor": (config.Mesh(1, 4, 2), 8)}
+
+
+def batches(count, size=16):
+  rng = np.random.default_rng(0)
+  for _ in range(count):
+    yield {"image": rng.integers(0, 255, (size, 8, 8, 3), dtype=np.uint8),
+           "box": rng.uniform(0, 8, (size, 4)).astype(np.float32)}
+
+
+def train(mesh=MESHES["1 device"], steps=4, task=None, **settings):
+  """The metrics of each step, and the state after the last one."""
+  task = task or toy_task.Toy()
+  mesh = sharding.make_mesh(mesh[0], devices=jax.devices()[:mesh[1]])
+  cfg = config.resolve({"task": "tests.toy_task", "batch_size": 16, "total_steps": steps,
+                        "lr": 1e-2, "min_shard_size": 0, "optim": {"weight_decay": 1e-3},
+                        **settings})
+  rules = sharding.merge_rules(cfg.sharding_rules)
+  rows = sharding.batch_sharding(mesh, 16, cfg.optim.accum_steps)
+  shapes, shardings, tx, init = step.plan_state(task, cfg, mesh, rules)
+  with sharding.use(mesh, ()):
+    state = jax.jit(init, out_shardings=shardings)(jax.random.key(cfg.seed))
+  for name, x in trees.flatten(state).items():
+    assert x.sharding == trees.flatten(shardings)[name]  # sharded from birth
+    assert x.shape == trees.flatten(shapes)[name].shape
+  reports = []
+  with sharding.use(mesh, rules):
+    fn = jax.jit(step.make(task, cfg, tx, lambda t: jnp.float32(1), mesh), donate_argnums=0,
+                 in_shardings=(shardings, rows), out_shardings=(shardings, None))
+    for batch in batches(steps):
+      state, metrics = fn(state, jax.device_put(batch, rows))
+      reports.append({k: float(v) for k, v in metrics.items()})
+  return reports, state
+
+
+@pytest.mark.parametrize("name", list(MESHES)[1:])
+def test_every_mesh_gives_the_same_losses_and_parameters(name):
+  want_reports, want = train()
+  reports, state = train(MESHES[name])
+  # The order of summation differs between meshes: a few units in the last place of float32, which
+  # Adam's division by small second moments can make larger.
+  for got, expected in zip(reports, want_reports):
+    assert got.keys() == expected.keys()
+    for key in got:
+      np.testing.assert_allclose(got[key], expected[key], rtol=1e-5, atol=1e-5, err_msg=key)
+  for key, value in trees.flatten(state["params"]).items():
+    np.testing.assert_allclose(value, trees.flatten(want["params"])[key], rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_and_moments_are_really_cut():
+  _, state = train((config.Mesh(1, 4, 2), 8), steps=1)
+  for kernel in (state["params"]["fc1"]["kernel"], state["opt"][1].mu["fc1"]["kernel"]):
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(192 // 4, 16 // 2)}
+
+
+@pytest.mark.parametrize("mesh", ["1 device", "8 data"])
+def test_accumulation_equals_the_whole_batch(mesh):
+  task = toy_task.Toy(noise=0.0)  # noise is drawn for each micro-batch
+  accum = 4 if mesh == "1 device" else 2
+  whole_reports, whole = train(MESHES[mesh], task=task)
+  reports, state = train(MESHES[mesh], task=task,
+                         optim={"weight_decay": 1e-3, "accum_steps": accum})
+  for got, want in zip(reports, whole_reports):
+    np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-5)
+    np.testing.assert_allclose(got["grad_norm"], want["grad_norm"], rtol=1e-5)
+  for key, value in trees.flatten(state["params"]).items():
+    np.testing.assert_allclose(value, trees.flatten(whole["params"])[key], rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_parameters_do_not_change_and_the_hook_is_applied():
+  _, state = train(optim={"freeze": ["fc1/.*"]}, lr=1.0)
+  _, start = train(steps=0, optim={"freeze": ["fc1/.*"]})
+  for name in ("kernel", "bias"):
+    np.testing.assert_array_equal(state["params"]["fc1"][name], start["params"]["fc1"][name])
+  assert not np.array_equal(state["params"]["fc2"]["kernel"], start["params"]["fc2"]["kernel"])
+  assert float(state["params"]["t"][0]) <= 0.2  # the toy's after_update
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_counted():
+  reports, state = train(task=toy_task.Toy(nan_at=0.0), steps=3)
+  _, start = train(steps=0)
+  for key, value in trees.flatten(state["params"]).items():
+    np.testing.assert_array_equal(value, trees.flatten(start["params"])[key])
+  assert int(state["opt"][1].count) == 0 and int(state["step"]) == 3
+  assert [r["skipped_updates"] for r in reports] == [1, 2, 3]
+  assert reports[-1]["skipped_in_row"] == 3 and np.isnan(reports[-1]["loss"])
+
+
+def test_the_noise_of_a_step_depends_on_seed_and_step_only():
+  first, _ = train(task=toy_task.Toy(noise=1.0), steps=2)
+  again, _ = train(task=toy_task.Toy(noise=1.0), steps=2)
+  silent, _ = train(task=toy_task.Toy(noise=0.0), steps=2)
+  assert first == again and first[0]["loss"] != silent[0]["loss"]
+
+
+def test_norms_are_those_of_what_is_reported():
+  reports, state = train(steps=1)
+  flat = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(state["params"])]
+  np.testing.assert_allclose(reports[0]["param_norm"], np.linalg.norm(np.concatenate(flat)),
+                             rtol=1e-6)
+  assert reports[0]["lr"] == pytest.approx(1e-2)
+
+
+def test_a_batch_that_does_not_fit_the_task_says_what_is_wrong():
+  spec = toy_task.Toy().batch_spec(16)
+  batch = next(batches(1))
+  assert step.check_batch(spec, {**batch, "more": 1}).keys() == spec.keys()
+  assert step.check_batch(spec, {k: v[:8] for k, v in batch.items()}, processes=2)
+  with pytest.raises(ValueError, match=r"box: the task wants float32\(16, 4\), the input has no"):
+    step.check_batch(spec, {"image": batch["image"]})
+  with pytest.raises(ValueError, match=r"image: the task wants uint8\(16, 9, 9, 3\), the input"):
+    step.check_batch(dataclasses.replace(toy_task.Toy(), size=9).batch_spec(16), batch)
