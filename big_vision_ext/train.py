@@ -247,7 +247,7 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument("--resume_with_changes", action="store_true",
                       help="go on in the workdir though the config has changed")
   parser.add_argument("--distributed", action="store_true",
-                      help="one of several processes, as the environment describes them to jax")
+                      help="this is one of several processes")
   parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
   options, rest = parser.parse_known_args(argv)
   overrides = []
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, overrides = parse_args(argv)
     config = config_lib.resolve(config_lib.load(options.config, overrides))
     if options.distributed:
-      jax.distributed.initialize()
+      sharding.join_processes()
     console_lib.set_up_logging(options.debug)
     first = jax.process_index() == 0
     console = console_lib.Console(quiet=not first)

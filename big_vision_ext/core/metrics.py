@@ -73,10 +73,13 @@ def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     if not line.endswith(b"\n"):
       break
     try:
-      out.append(json.loads(line))
-    except ValueError as error:
-      raise ValueError(f"{path}, line {number}: is not JSON ({error}); expected one object a line, "
-                       "as the trainer writes them") from error
+      values = json.loads(line)
+    except ValueError:
+      values = None
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+      raise ValueError(f"{path}, line {number}: expected a JSON object with a step, as the trainer "
+                       f"writes them, got {line[:80]!r}")
+    out.append(values)
   return out
 
 

@@ -8,6 +8,7 @@ batch) and `tensor` (layers cut).
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -44,6 +45,26 @@ _LARGE = 2**20
 
 class ShardingError(ValueError):
   """A mesh or batch that does not fit the devices."""
+
+
+def join_processes() -> None:
+  """Makes this process one of several that train together; to be called before any use of devices.
+
+  On TPU pods, Slurm and Kubernetes jax finds the others by itself. Elsewhere three variables name
+  them: JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+  Raises:
+    ShardingError: only some of the variables are set.
+  """
+  names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+  unset = [name for name in names if name not in os.environ]
+  if len(unset) == len(names):
+    jax.distributed.initialize()
+  elif unset:
+    raise ShardingError(f"to train in several processes, {', '.join(unset)} must be set too")
+  else:
+    address, count, index = (os.environ[name] for name in names)
+    jax.distributed.initialize(address, int(count), int(index))
 
 
 def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:

@@ -69,27 +69,20 @@ class PS3Vision(vit.ViT):
     self.prior_prompt = self.param(
       "prior_prompt", nn.initializers.normal(1.0), (self.width,), self.param_dtype
     )
+    seen = self.width * len(self.select_layers)
     self.selection_feature_proj = selection_head.NormedMlp(
-      hidden=self.width * len(self.select_layers),
-      features=self.width * n,
-      used=self.width,
-      **types,
+      hidden=seen, features=self.width * n, used=self.width, **types
     )
     init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None, None, "embed"))
+    shapes = [(1, (s // patch) ** 2, self.width) for s in self.scales[1:]]
     self.residuals = [
-      self.param(
-        f"pos_emb_residual_{i}", init, (1, (s // patch) ** 2, self.width), self.param_dtype
-      )
-      for i, s in enumerate(self.scales[1:])
+      self.param(f"pos_emb_residual_{i}", init, shape, self.param_dtype)
+      for i, shape in enumerate(shapes)
     ]
     if self.highres_branch:
-      self.highres_selection = selection_head.HighResSelection(
-        self.selection_hidden,
-        self.selection_out,
-        self.selection_depth,
-        self.selection_kernel,
-        **types,
-      )
+      sizes = dict(hidden=self.selection_hidden, features=self.selection_out)
+      sizes |= dict(depth=self.selection_depth, kernel=self.selection_kernel)
+      self.highres_selection = selection_head.HighResSelection(**sizes, **types)
       self.prompt_proj_for_highres = selection_head.Linear(
         self.selection_out * n, ("embed", "out"), self.selection_out, **types
       )
@@ -140,7 +133,7 @@ class PS3Vision(vit.ViT):
       "pooled_high": pooled_high,
       "topdown": None if topdown is None else self._score_out(topdown, image_hw),
       "bottomup": self._score_out(bottomup, image_hw),
-      "forced_prob": _force(maps, forced),
+      "forced_prob": selection.force(maps, forced),
       "index": index,
       "gt_mask": gt_mask,
     }
@@ -189,23 +182,15 @@ class PS3Vision(vit.ViT):
       self._selection_features(image, low), self.prior_prompt if prompt is None else prompt
     )
     maps, forced = self._choice_maps(score, scores, box, image_hw)
-    plan = self.plan(
-      image_hw,
-      num_looks=num_looks,
-      num_tokens=num_tokens,
-      only_first_n_scales=only_first_n_scales,
-    )
+    limits = dict(num_tokens=num_tokens, only_first_n_scales=only_first_n_scales)
+    plan = self.plan(image_hw, num_looks=num_looks, **limits)
     looks = selection.select(maps, plan, cells=self.cells, forced=forced)
     hidden = list(low["blocks"][-return_hidden:])
     out = self._score_out(score, image_hw) | {"pooled_low": low["pooled"], "looks": looks}
     if not plan:
       empty = [jnp.zeros((image.shape[0], 0), jnp.int32)] * len(maps)
-      return out | {
-        "last_hidden": hidden[-1],
-        "hidden": hidden,
-        "index": empty,
-        "pooled": low["pooled"],
-      }
+      nothing = {"index": empty, "pooled": low["pooled"]}
+      return out | nothing | {"last_hidden": hidden[-1], "hidden": hidden}
     high, index = self._run_looks(image, low["kv"], plan, looks, return_hidden)
     gt_mask = None if box is None else self._gt_mask(box, image_hw, index)
     hidden = [jnp.concatenate(pair, axis=1) for pair in zip(hidden, high)]
@@ -215,8 +200,6 @@ class PS3Vision(vit.ViT):
       "index": index,
       "pooled": self.pool_high(high[-1], self._pool_mask(pool_selected, gt_mask)),
     }
-
-  # ----------------------------------------------------------------------- the three stages
 
   def low(self, image: Num[Array, "b y x 3"]) -> dict[str, Any]:
     """Stage 1, the whole image squashed to the lowest scale.
@@ -273,8 +256,6 @@ class PS3Vision(vit.ViT):
     """Final norm and attention pooling of high-resolution tokens, of those in `mask`."""
     return self.pool(self.Transformer.norm(tokens), mask)
 
-  # ------------------------------------------------------------------------------ geometry
-
   @property
   def cells(self) -> Grid:
     """Rows and columns of the low-resolution grid, which is the grid of the scores."""
@@ -295,8 +276,6 @@ class PS3Vision(vit.ViT):
     """Tokens per look and scale for an image of this size; see `selection.plan_looks`."""
     return selection.plan_looks(self.grids(image_hw), self.budget(), **kwargs)
 
-  # --------------------------------------------------------------------------------- parts
-
   def _normalise(self, pixels):
     mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
     return (pixels / 255.0 - mean) / std
@@ -316,18 +295,15 @@ class PS3Vision(vit.ViT):
   def _score(self, features, prompt):
     """Log-odds (b, g, g) for a prompt (b, d) or (d,)."""
     prompt = jnp.broadcast_to(prompt, (features[0].shape[0], self.width))
-    score = _cosine(features[0], prompt)
+    score = selection_head.cosine(features[0], prompt)
     if self.highres_branch:
-      fine = _cosine(features[1], self.prompt_proj_for_highres(prompt))
+      fine = selection_head.cosine(features[1], self.prompt_proj_for_highres(prompt))
       score = (score + resample.amax(fine, self.cells)) / 2
     return jnp.clip(_SCORE_SCALE * score, -_SCORE_LIMIT, _SCORE_LIMIT)
 
   def _score_out(self, score, image_hw):
-    prob = jax.nn.sigmoid(score)
-    return {
-      "score": score,
-      "prob": [resample.nearest(prob, grid) for grid in self.grids(image_hw)],
-    }
+    prob = [resample.nearest(jax.nn.sigmoid(score), grid) for grid in self.grids(image_hw)]
+    return {"score": score, "prob": prob}
 
   def _choice_maps(self, score, override, box, image_hw):
     """What the choice is made by: maps per scale, and maps of tokens to force (or None)."""
@@ -346,7 +322,7 @@ class PS3Vision(vit.ViT):
     if not self.smooth_selection_prob:
       return override, forced
     # Smoothing comes after forcing, in the release: it spreads the forced ones as well.
-    smooth = [resample.area(x, (6, 6)) for x in _force(override, forced)]
+    smooth = [resample.area(x, (6, 6)) for x in selection.force(override, forced)]
     return [resample.nearest(x, grid) for x, grid in zip(smooth, grids)], None
 
   def _tokens(self, image, scale, size, index):
@@ -389,13 +365,9 @@ class PS3Vision(vit.ViT):
       outs = run(self, None, stacked)[1]
       parts.append([x.swapaxes(0, 1).reshape(x.shape[1], -1, x.shape[3]) for x in outs])
 
-    offsets = [0, *itertools.accumulate(h * w for h, w in self.grids(image.shape[1:3]))]
-    place = [at + o for look in looks for at, o in zip(look, offsets)]
-    order = jnp.argsort(jnp.concatenate(place, axis=1), axis=1)
+    order, index = selection.merge_looks(looks, self.grids(image.shape[1:3]))
     hidden = [jnp.concatenate(layer, axis=1) for layer in zip(*parts)]
-    hidden = [jnp.take_along_axis(x, order[:, :, None], axis=1) for x in hidden]
-    index = [jnp.sort(jnp.concatenate(at, axis=1), axis=1) for at in zip(*looks)]
-    return hidden, index
+    return [jnp.take_along_axis(x, order[:, :, None], axis=1) for x in hidden], index
 
   def _gt_mask(self, box, image_hw, index):
     hits = [boxes.hits_at(box, image_hw, g, at) for g, at in zip(self.grids(image_hw), index)]
@@ -415,15 +387,7 @@ class PS3Vision(vit.ViT):
     return image.shape[1:3]
 
   def _check_fields(self):
-    scales, patch = self.scales, self.patch_size
-    base = scales[0]
-    if not isinstance(patch, int) or base % patch:
-      raise ValueError(f"patch_size={patch!r} must be one number that divides scales[0]={base}.")
-    if len(scales) < 2 or any(b <= a or b % base for a, b in zip(scales, scales[1:])):
-      raise ValueError(
-        f"scales={scales} must rise, have at least two entries, and each must be a whole "
-        f"multiple of the first."
-      )
+    selection.check_scales(self.scales, self.patch_size)
     if self.pool_type != "map":
       raise ValueError(f"pool_type={self.pool_type!r}: PS3 pools by attention, set it to 'map'.")
     if not all(-self.depth <= i < self.depth for i in self.select_layers):
@@ -436,17 +400,3 @@ class PS3Vision(vit.ViT):
         f"selection_size={self.selection_size} must be at least selection_kernel="
         f"{self.selection_kernel}."
       )
-
-
-def _cosine(features, prompt):
-  """Cosine of unit-length features (b, y, x, d) with prompts (b, d), float32."""
-  return jnp.einsum(
-    "byxd,bd->byx",
-    features,
-    selection_head.l2_normalize(prompt),
-    precision=jax.lax.Precision.HIGHEST,
-  )
-
-
-def _force(maps, forced):
-  return maps if forced is None else [jnp.where(f, 1.0, m) for f, m in zip(forced, maps)]

@@ -11,6 +11,7 @@ the same sequence at every scale; as budgets grow with the area of a scale, the 
 the budget ends is cut at about the same fraction at every scale.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -24,6 +25,18 @@ from big_vision_ext.core import boxes
 
 Grid = tuple[int, int]
 Counts = tuple[int, ...]
+
+
+def check_scales(scales: Sequence[int], patch: int) -> None:
+  """Raises ValueError unless scales rise in whole multiples of the first, and patches fit it."""
+  base = scales[0]
+  if not isinstance(patch, int) or base % patch:
+    raise ValueError(f"patch_size={patch!r} must be one number that divides scales[0]={base}.")
+  if len(scales) < 2 or any(b <= a or b % base for a, b in zip(scales, scales[1:])):
+    raise ValueError(
+      f"scales={scales} must rise, have at least two entries, and each must be a whole multiple "
+      "of the first."
+    )
 
 
 def scale_sizes(scales: Sequence[int], patch: int, image_hw: Grid) -> list[Grid]:
@@ -222,3 +235,24 @@ def select(
       taken[i] += count
     looks.append(look)
   return looks
+
+
+def merge_looks(
+  looks: Sequence[Sequence[Int[Array, "b t"]]], grids: Sequence[Grid]
+) -> tuple[Int[Array, "b n"], list[Int[Array, "b m"]]]:
+  """How to put the tokens of all looks, look after look, into the order of scale and raster.
+
+  Returns:
+    The permutation, and the raster indices per scale over all looks, ascending.
+  """
+  offsets = [0, *itertools.accumulate(h * w for h, w in grids)]
+  place = [at + offset for look in looks for at, offset in zip(look, offsets)]
+  order = jnp.argsort(jnp.concatenate(place, axis=1), axis=1)
+  return order, [jnp.sort(jnp.concatenate(at, axis=1), axis=1) for at in zip(*looks)]
+
+
+def force(
+  maps: Sequence[Float[Array, "b y x"]], forced: Sequence[Bool[Array, "b y x"]] | None
+) -> list[Float[Array, "b y x"]]:
+  """The maps with one, the highest probability, where tokens are forced."""
+  return list(maps) if forced is None else [jnp.where(f, 1.0, m) for f, m in zip(forced, maps)]

@@ -34,6 +34,12 @@ def l2_normalize(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
+def cosine(features: Float[Array, "b y x d"], prompt: Float[Array, "b d"]) -> Float[Array, "b y x"]:
+  """Cosine of features that have unit length with prompts of any length, in float32."""
+  exact = jax.lax.Precision.HIGHEST
+  return jnp.einsum("byxd,bd->byx", features, l2_normalize(prompt), precision=exact)
+
+
 class Linear(nn.Module):
   """A dense layer of which only the first `used` outputs are computed (all if None)."""
 

@@ -37,10 +37,10 @@ def test_a_block_with_cached_keys_costs_what_the_compiler_counts():
 
 @pytest.mark.parametrize(
   "name, tokens, gflops",
-  [("S/16", 196, 9.2), ("B/16", 196, 35.1), ("L/14", 256, 162.0)],
+  [("S/16", 196, 9.2), ("B/16", 196, 35.1)],
 )
 def test_published_costs_are_met(name, tokens, gflops):
-  """Twice the multiply-adds: 4.6, 17.6 and 81.1 G in the ViT and DeiT papers' tables."""
+  """Twice the 4.6 and 17.6 G multiply-adds of Touvron et al. 2021 (DeiT)."""
   sizes = vit.variant(name)
   del sizes["num_heads"]
   got = flops.vit(tokens=tokens, **sizes, pool_type="gap")

@@ -66,9 +66,10 @@ def test_a_torn_last_line_is_left_out_and_taken_back(tmp_path):
 
 
 def test_a_broken_line_is_named(tmp_path):
-  (tmp_path / metrics.FILE).write_text('{"step": 2}\nhello\n{"step": 3}\n')
-  with pytest.raises(ValueError, match="metrics.jsonl, line 2: is not JSON"):
-    metrics.read(tmp_path)
+  for broken in ("hello", "[1]", '{"stop": 1}'):
+    (tmp_path / metrics.FILE).write_text(f'{{"step": 2}}\n{broken}\n{{"step": 3}}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2: expected a JSON object"):
+      metrics.read(tmp_path)
 
 
 def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):

@@ -44,9 +44,20 @@ def train(mesh=MESHES["1 device"], steps=4, task=None, **settings):
   return reports, state
 
 
+@pytest.fixture(scope="module")
+def one_device():
+  return train()
+
+
+@pytest.fixture(scope="module")
+def start():
+  """The state before the first step."""
+  return train(steps=0)[1]
+
+
 @pytest.mark.parametrize("name", list(MESHES)[1:])
-def test_every_mesh_gives_the_same_losses_and_parameters(name):
-  want_reports, want = train()
+def test_every_mesh_gives_the_same_losses_and_parameters(name, one_device):
+  want_reports, want = one_device
   reports, state = train(MESHES[name])
   # The order of summation differs between meshes: a few units in the last place of float32, which
   # Adam's division by small second moments can make larger.
@@ -78,18 +89,16 @@ def test_accumulation_equals_the_whole_batch(mesh):
     np.testing.assert_allclose(value, trees.flatten(whole["params"])[key], rtol=1e-5, atol=1e-6)
 
 
-def test_frozen_parameters_do_not_change_and_the_hook_is_applied():
+def test_frozen_parameters_do_not_change_and_the_hook_is_applied(start):
   _, state = train(optim={"freeze": ["fc1/.*"]}, lr=1.0)
-  _, start = train(steps=0, optim={"freeze": ["fc1/.*"]})
   for name in ("kernel", "bias"):
     np.testing.assert_array_equal(state["params"]["fc1"][name], start["params"]["fc1"][name])
   assert not np.array_equal(state["params"]["fc2"]["kernel"], start["params"]["fc2"]["kernel"])
   assert float(state["params"]["t"][0]) <= 0.2  # the toy's after_update
 
 
-def test_an_update_that_is_not_finite_is_left_out_and_counted():
+def test_an_update_that_is_not_finite_is_left_out_and_counted(start):
   reports, state = train(task=toy_task.Toy(nan_at=0.0), steps=3)
-  _, start = train(steps=0)
   for key, value in trees.flatten(state["params"]).items():
     np.testing.assert_array_equal(value, trees.flatten(start["params"])[key])
   assert int(state["opt"][1].count) == 0 and int(state["step"]) == 3
@@ -104,12 +113,12 @@ def test_the_noise_of_a_step_depends_on_seed_and_step_only():
   assert first == again and first[0]["loss"] != silent[0]["loss"]
 
 
-def test_norms_are_those_of_what_is_reported():
-  reports, state = train(steps=1)
+def test_norms_are_those_of_what_is_reported(one_device):
+  reports, state = one_device
   flat = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(state["params"])]
-  np.testing.assert_allclose(reports[0]["param_norm"], np.linalg.norm(np.concatenate(flat)),
-                             rtol=1e-6)
-  assert reports[0]["lr"] == pytest.approx(1e-2)
+  np.testing.assert_allclose(reports[-1]["param_norm"], np.linalg.norm(np.concatenate(flat)),
+                             rtol=1e-6)  # one sum of squares in float32
+  assert reports[-1]["lr"] == pytest.approx(1e-2)
 
 
 def test_a_batch_that_does_not_fit_the_task_says_what_is_wrong():

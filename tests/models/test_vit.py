@@ -1,6 +1,5 @@
 """The vision transformer: big_vision's tree, NumPy's numbers, and its own promises."""
 
-import functools
 import math
 
 import flax.linen as nn
@@ -10,50 +9,17 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from big_vision_ext.models import layouts, vit
+from big_vision_ext.models import vit
 from tests.models import vit_reference as ref
+from tests.models.tiny_vit import TINY, apply, float64, make
 
-TINY = dict(width=24, depth=2, mlp_dim=40, num_heads=3, posemb_grid=(4, 4), patch_size=4)
 ACTS = {"gelu_tanh": ref.gelu_tanh, "gelu": ref.gelu}
-
-
-def randomize(params, seed=0):
-  """Every parameter at random, of the size a trained one has: nothing may hide behind a zero."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path, x):
-    *parents, name = (key.key for key in path)
-    into_heads = parents and parents[-1] in ("query", "key", "value")
-    fan = x.shape[0] if into_heads else math.prod(x.shape[:-1])
-    scale = 1 / math.sqrt(fan) if name == "kernel" else 0.3
-    mean = 1.0 if name == "scale" else 0.0
-    return (mean + scale * rng.standard_normal(x.shape)).astype(np.float32)
-
-  return jax.tree_util.tree_map_with_path(draw, nn.unbox(params))
 
 
 def shapes(model, *args):
   params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *args)["params"])
   flat = jax.tree_util.tree_flatten_with_path(params)[0]
   return {"/".join(k.key for k in path): x for path, x in flat}
-
-
-def make(images=(2, 16, 16, 3), scan=False, **kw):
-  """A model, random parameters that do not depend on its layout, and images."""
-  x = np.random.default_rng(1).standard_normal(images).astype(np.float32)
-  loop = vit.ViT(**TINY | kw)
-  params = randomize(jax.eval_shape(loop.init, jax.random.key(0), x)["params"])
-  if scan:
-    return vit.ViT(**TINY | kw, scan=True), layouts.loop_to_scan(params), x
-  return loop, params, x
-
-
-def apply(model, params, *args, method="__call__"):
-  return jax.jit(lambda p, *a: model.apply({"params": p}, *a, method=method))(params, *args)
-
-
-def float64(tree):
-  return jax.tree.map(np.float64, tree)
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -138,105 +104,6 @@ def test_patches_without_positions_are_the_convolution():
   np.testing.assert_allclose(got + place, tokens, atol=1e-6)
 
 
-def value_and_grad(model, params, x):
-  weight = np.random.default_rng(5).standard_normal((len(x), model.width)).astype(np.float32)
-
-  def loss(params):
-    pooled, out = model.apply({"params": params}, x)
-    return jnp.sum(pooled * weight) + jnp.sum(jnp.stack(out["blocks"])[1] ** 2)
-
-  return jax.jit(jax.value_and_grad(loss))(params)
-
-
-def assert_close(got, want):
-  """Equal but for the order of float32 sums: 1e-6 of the largest number there is.
-
-  Of the tree, not of each array: the gradient of a key's bias, say, is a zero of rounded terms.
-  """
-  got, want = jax.device_get((got, want))
-  atol = 1e-6 * max(np.abs(x).max() for x in jax.tree.leaves(want))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol), got, want)
-
-
-def test_scan_equals_loop_in_values_and_gradients():
-  loop, params, x = make()
-  scan, stacked, _ = make(scan=True)
-  value, grads = value_and_grad(loop, params, x)
-  scan_value, scan_grads = value_and_grad(scan, stacked, x)
-  assert_close((scan_value, layouts.scan_to_loop(scan_grads)), (value, grads))
-
-  y, out = apply(loop, params, x)
-  z, scan_out = apply(scan, stacked, x)
-  assert_close(z, y)
-  for key in ("encoded", "last", "head_input"):
-    assert_close(scan_out[key], out[key])
-  assert_close(scan_out["blocks"], np.stack(out["blocks"]))
-  for got, want in zip(scan_out["kv"], zip(*out["kv"])):
-    assert_close(got, np.stack(want))
-
-
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("policy", ["nothing_saveable", "dots_saveable"])
-def test_rematerialisation_changes_no_number(scan, policy):
-  plain, params, x = make(scan=scan)
-  remat, _, _ = make(scan=scan, remat_policy=policy)
-  assert_close(value_and_grad(remat, params, x), value_and_grad(plain, params, x))
-
-
-@pytest.mark.parametrize("scan", [False, True])
-def test_full_rematerialisation_saves_memory(scan):
-  images = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
-  temp = {}
-  for policy in ("none", "nothing_saveable"):
-    model = vit.ViT(**TINY | dict(depth=4), scan=scan, remat_policy=policy)
-    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
-
-    def loss(p, x, m=model):
-      return jnp.sum(m.apply({"params": p}, x)[0])
-
-    compiled = jax.jit(jax.grad(loss)).lower(params, images).compile()
-    temp[policy] = compiled.memory_analysis().temp_size_in_bytes
-  assert temp["nothing_saveable"] < 0.7 * temp["none"]
-
-
-@pytest.mark.parametrize("scan", [False, True])
-def test_queries_of_some_tokens_over_cached_ones_equal_full_attention_of_those_rows(scan):
-  """In one block: attending to [old, own] with queries of own is the lower part of a full block."""
-  model, params, _ = make(depth=1, scan=scan)
-  rng = np.random.default_rng(2)
-  old, own = (rng.standard_normal((2, n, 24)).astype(np.float32) for n in (5, 4))
-
-  def run(x, kv=None):
-    return apply(model, params, x, kv, method="encode")
-
-  cache = run(old)[1]["kv"]
-  both, _ = run(np.concatenate([old, own], 1))
-  part, out = run(own, cache)
-  np.testing.assert_allclose(part, both[:, 5:], atol=1e-5)
-  assert jax.tree.leaves(out["kv"])[0].shape[-3] == 4  # Only its own: looks do not pile up.
-
-
-@pytest.mark.parametrize("scan", [False, True])
-def test_each_layer_takes_the_cache_of_its_own_layer_low_first(scan):
-  model, params, _ = make(scan=scan)
-  rng = np.random.default_rng(3)
-  low, high = (rng.standard_normal((2, n, 24)).astype(np.float32) for n in (5, 4))
-
-  def run(x, kv=None):
-    return apply(model, params, x, kv, method="encode")
-
-  _, out = run(high, run(low)[1]["kv"])
-  loop = float64(layouts.scan_to_loop(params))["Transformer"]
-  low, high = np.float64(low), np.float64(high)
-  for i in range(2):
-    p = loop[f"encoderblock_{i}"]
-    y = ref.layer_norm(p["LayerNorm_0"], low)
-    mha = p["MultiHeadDotProductAttention_0"]
-    kv = (ref.project(mha["key"], y), ref.project(mha["value"], y))
-    low, high = ref.block(p, low), ref.block(p, high, kv=kv)
-    np.testing.assert_allclose(np.asarray(out["blocks"][i]), high, atol=1e-5)
-
-
 def test_bfloat16_computation_keeps_float32_parameters_and_gradients():
   heads = dict(scan=True, num_classes=3, rep_size=-1)
   model, params, x = make(dtype="bfloat16", **heads)
@@ -311,36 +178,29 @@ def test_representation_and_head_follow_the_pool():
   np.testing.assert_allclose(logits, ref.project(params["head"], rep), atol=1e-5)
 
 
-def test_dropout_acts_in_training_only():
-  model, params, x = make(scan=True, dropout=0.5)
-
-  @functools.partial(jax.jit, static_argnums=1)
-  def run(seed, deterministic):
-    rngs = {"dropout": jax.random.key(seed)}
-    return model.apply({"params": params}, x, deterministic, rngs=rngs)[0]
-
-  np.testing.assert_array_equal(run(0, True), run(1, True))
-  assert not np.allclose(run(0, False), run(1, False))
-  np.testing.assert_array_equal(run(0, False), run(0, False))
-
-
 def test_initial_values_have_the_scale_of_big_vision():
   model = vit.ViT(**TINY | dict(width=96, mlp_dim=384), scan=True, num_classes=3)
-  params = nn.unbox(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 16, 16, 3)))["params"])
-  block = params["Transformer"]["encoderblock"]
-  bound = math.sqrt(6 / (96 + 96))  # Glorot over the flattened heads, per layer.
-  query = block["MultiHeadDotProductAttention_0"]["query"]["kernel"]
-  out = block["MultiHeadDotProductAttention_0"]["out"]["kernel"]
-  for kernel in (query, out):
-    assert 0.98 * bound < np.abs(kernel).max() <= bound
-  assert not np.array_equal(query[0], query[1])
-  dense = np.abs(block["MlpBlock_0"]["Dense_0"]["kernel"]).max()
-  assert 0.98 < dense / math.sqrt(6 / (96 + 384)) <= 1
-  assert 0 < np.abs(block["MlpBlock_0"]["Dense_1"]["bias"]).max() < 1e-5
-  assert not np.any(params["head"]["kernel"])
-  # Standard deviations of a few thousand draws: good to a few percent.
-  np.testing.assert_allclose(params["embedding"]["kernel"].std(), 1 / math.sqrt(48), rtol=0.05)
-  np.testing.assert_allclose(params["pos_embedding"].std(), 1 / math.sqrt(96), rtol=0.05)
+  images = np.zeros((1, 16, 16, 3), np.float32)
+
+  @jax.jit
+  def init():
+    p = nn.unbox(model.init(jax.random.key(0), images)["params"])
+    block = p["Transformer"]["encoderblock"]
+    mha, mlp = block["MultiHeadDotProductAttention_0"], block["MlpBlock_0"]
+    kernels = [mha["query"]["kernel"], mha["out"]["kernel"], mlp["Dense_0"]["kernel"]]
+    rest = mlp["Dense_1"]["bias"], p["embedding"]["kernel"], p["pos_embedding"], p["head"]["kernel"]
+    return kernels, rest
+
+  kernels, (bias, patches, positions, head) = init()
+  # Glorot's uniform bound per layer, over the flattened heads.
+  for kernel, fans in zip(kernels, (96 + 96, 96 + 96, 96 + 384)):
+    assert 0.98 < np.abs(kernel).max() / math.sqrt(6 / fans) <= 1
+    assert not np.array_equal(kernel[0], kernel[1])
+  assert 0 < np.abs(bias).max() < 1e-5
+  assert not np.any(head)
+  # Standard deviations of more than a thousand draws: good to a few percent.
+  np.testing.assert_allclose(patches.std(), 1 / math.sqrt(48), rtol=0.06)
+  np.testing.assert_allclose(positions.std(), 1 / math.sqrt(96), rtol=0.06)
 
 
 @pytest.mark.parametrize("scan", [False, True])

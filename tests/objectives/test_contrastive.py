@@ -75,9 +75,8 @@ def test_sigmoid_loss_sums_over_pairs_and_divides_by_the_batch_once():
 
 def test_confident_logits_neither_overflow_nor_lose_their_gradient():
   zimg, ztxt = batch()
-  value, grads = jax.value_and_grad(lambda z: contrastive.sigmoid_loss(z, ztxt, 1e4, -10.0)[0])(
-    zimg
-  )
+  loss = jax.value_and_grad(lambda z: contrastive.sigmoid_loss(z, ztxt, 1e4, -10.0)[0])
+  value, grads = loss(zimg)
   assert np.isfinite(value) and np.isfinite(grads).all()
 
 

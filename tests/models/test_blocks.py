@@ -1,0 +1,124 @@
+"""The stack of blocks: layouts, rematerialisation, cached keys and values, dropout."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_vision_ext.models import layouts, vit
+from tests.models import vit_reference as ref
+from tests.models.tiny_vit import TINY, apply, assert_close, float64, make
+
+
+@functools.cache
+def plain_value_and_grad(scan):
+  return value_and_grad(*make(scan=scan))
+
+
+def value_and_grad(model, params, x):
+  weight = np.random.default_rng(5).standard_normal((len(x), model.width)).astype(np.float32)
+
+  def loss(params):
+    pooled, out = model.apply({"params": params}, x)
+    return jnp.sum(pooled * weight) + jnp.sum(jnp.stack(out["blocks"])[1] ** 2)
+
+  return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def test_scan_equals_loop_in_values_and_gradients():
+  scan_value, scan_grads = plain_value_and_grad(True)
+  assert_close((scan_value, layouts.scan_to_loop(scan_grads)), plain_value_and_grad(False))
+
+  loop, params, x = make()
+  scan, stacked, _ = make(scan=True)
+  y, out = apply(loop, params, x)
+  z, scan_out = apply(scan, stacked, x)
+  assert_close(z, y)
+  for key in ("encoded", "last", "head_input"):
+    assert_close(scan_out[key], out[key])
+  assert_close(scan_out["blocks"], np.stack(out["blocks"]))
+  for got, want in zip(scan_out["kv"], zip(*out["kv"])):
+    assert_close(got, np.stack(want))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("policy", ["nothing_saveable", "dots_saveable"])
+def test_rematerialisation_changes_no_number(scan, policy):
+  assert_close(value_and_grad(*make(scan=scan, remat_policy=policy)), plain_value_and_grad(scan))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_full_rematerialisation_keeps_only_the_input_and_parameters_of_a_block(scan):
+  """Asked of the traced program: what a compiler frees is its affair, and differs by version."""
+  images = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
+
+  def kept(depth, policy):
+    model = vit.ViT(**TINY | dict(depth=depth), scan=scan, remat_policy=policy)
+    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
+
+    def backward(params, images):
+      return jax.vjp(lambda p: jnp.sum(model.apply({"params": p}, images)[0]), params)[1]
+
+    residuals = jax.tree.leaves(jax.eval_shape(backward, params, images))
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    return sum(math.prod(x.shape) for x in residuals), count
+
+  (two, size_two), (four, size_four) = kept(2, "nothing_saveable"), kept(4, "nothing_saveable")
+  block_input = 8 * 256 * TINY["width"]
+  assert four - two <= 2 * block_input + (size_four - size_two)
+  assert kept(4, "none")[0] > 10 * four
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_queries_of_some_tokens_over_cached_ones_equal_full_attention_of_those_rows(scan):
+  """In one block: attending to [old, own] with queries of own is the lower part of a full block."""
+  model, params, _ = make(depth=1, scan=scan)
+  rng = np.random.default_rng(2)
+  old, own = (rng.standard_normal((2, n, 24)).astype(np.float32) for n in (5, 4))
+
+  def run(x, kv=None):
+    return apply(model, params, x, kv, method="encode")
+
+  cache = run(old)[1]["kv"]
+  both, _ = run(np.concatenate([old, own], 1))
+  part, out = run(own, cache)
+  np.testing.assert_allclose(part, both[:, 5:], atol=1e-5)
+  assert jax.tree.leaves(out["kv"])[0].shape[-3] == 4  # Only its own: looks do not pile up.
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_each_layer_takes_the_cache_of_its_own_layer_low_first(scan):
+  model, params, _ = make(scan=scan)
+  rng = np.random.default_rng(3)
+  low, high = (rng.standard_normal((2, n, 24)).astype(np.float32) for n in (5, 4))
+
+  def run(x, kv=None):
+    return apply(model, params, x, kv, method="encode")
+
+  _, out = run(high, run(low)[1]["kv"])
+  loop = float64(layouts.scan_to_loop(params))["Transformer"]
+  low, high = np.float64(low), np.float64(high)
+  for i in range(2):
+    p = loop[f"encoderblock_{i}"]
+    y = ref.layer_norm(p["LayerNorm_0"], low)
+    mha = p["MultiHeadDotProductAttention_0"]
+    kv = (ref.project(mha["key"], y), ref.project(mha["value"], y))
+    low, high = ref.block(p, low), ref.block(p, high, kv=kv)
+    np.testing.assert_allclose(np.asarray(out["blocks"][i]), high, atol=1e-5)
+
+
+def test_dropout_acts_in_training_only():
+  model, params, x = make(scan=True, dropout=0.5)
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def run(seed, deterministic):
+    rngs = {"dropout": jax.random.key(seed)}
+    return model.apply({"params": params}, x, deterministic, rngs=rngs)[0]
+
+  np.testing.assert_array_equal(run(0, True), run(1, True))
+  assert not np.allclose(run(0, False), run(1, False))
+  np.testing.assert_array_equal(run(0, False), run(0, False))

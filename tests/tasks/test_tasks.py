@@ -1,0 +1,159 @@
+"""SigLIP and PS3 as tasks: what their losses and outputs promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_vision_ext import tasks
+from big_vision_ext.core import sharding, trees
+
+TOWER = dict(width=16, depth=2, mlp_dim=32, num_heads=2)
+TEXT = dict(**TOWER, vocab_size=40, text_len=8, act="gelu")
+PS3 = dict(
+  image=dict(
+    **TOWER, patch_size=8, posemb_grid=(4, 4), scales=(32, 64, 128), max_select_num=20,
+    select_layers=(0, 1), selection_size=64, selection_kernel=16, selection_hidden=8,
+    selection_out=8, selection_depth=1,
+  ),
+  text=TEXT,
+)
+SIGLIP = dict(image=dict(**TOWER, patch_size=8, image_size=32), text=TEXT)
+
+
+def _batch(side, n=8, seed=0, is_global=None):
+  rng = np.random.default_rng(seed)
+  corner = rng.uniform(0, side / 2, (n, 2))
+  size = rng.uniform(side / 8, side / 3, (n, 2))
+  return {
+    "image": rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8),
+    "text": rng.integers(3, 40, (n, 8), dtype=np.int32),
+    "box": np.concatenate([corner, corner + size], axis=1).astype(np.float32),
+    "is_global": np.zeros(n, bool) if is_global is None else np.asarray(is_global),
+    "index": np.arange(n, dtype=np.int32),
+  }
+
+
+@pytest.fixture(scope="module")
+def ps3():
+  task = tasks.make("ps3", PS3)
+  params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), _batch(128)))
+  # Zero and tiny initial values hide mistakes: everything random.
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  noise = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
+  return task, jax.tree.unflatten(tree, noise), jax.jit(lambda p, b: task.loss(p, b, None, True))
+
+
+@pytest.fixture(scope="module")
+def siglip():
+  task = tasks.make("siglip", SIGLIP | {"pool": "region"})
+  return task, sharding.unbox(jax.jit(task.init)(jax.random.key(0), _batch(32)))
+
+
+def test_every_ps3_parameter_learns_but_the_published_dead_ones(ps3):
+  task, params, loss = ps3
+  batch = _batch(128, is_global=[True] + [False] * 7)
+  grads = jax.jit(jax.grad(lambda p: task.loss(p, batch, None, True)[0]))(params)
+  idle = [name for name, g in trees.flatten(grads).items() if not np.any(np.asarray(g))]
+  assert idle == []
+  assert all(np.all(np.isfinite(g)) for _, g in trees.flatten(grads).items())
+
+
+def test_ps3_loss_is_the_sum_of_its_terms(ps3):
+  _, params, loss = ps3
+  total, metrics = loss(params, _batch(128))
+  terms = [v for k, v in metrics.items() if k.startswith("selection_")]
+  np.testing.assert_allclose(total, metrics["loss_contrastive"] + sum(terms), rtol=1e-6)
+
+
+def test_a_global_caption_is_contrasted_with_the_low_resolution_pass_alone(ps3):
+  """The pixels that only the high-resolution scales see do not matter then."""
+  task, params, loss = ps3
+  batch = _batch(128, is_global=[True] * 8)
+  other = dict(batch, image=batch["image"].copy())
+  # 128 -> 32 without antialiasing reads rows and columns 4i + 0..3 with weights on all four taps,
+  # so nothing but a change of zero weight can be hidden: change the box instead.
+  other["box"] = batch["box"][::-1].copy()
+  a, b = loss(params, batch)[1], loss(params, other)[1]
+  np.testing.assert_allclose(a["loss_contrastive"], b["loss_contrastive"], rtol=1e-6)
+  assert float(a["loss_selection"]) == 0.0
+
+
+def test_ps3_loss_is_the_same_on_eight_devices(ps3):
+  task, params, loss = ps3
+  batch = _batch(128)
+  want, _ = loss(params, batch)
+  mesh = jax.make_mesh((4, 2, 1), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  with sharding.use(mesh, sharding.DEFAULT_RULES):
+    rows = sharding.batch_sharding(mesh, 8)
+    got, _ = jax.jit(lambda p, b: task.loss(p, b, None, True))(params, jax.device_put(batch, rows))
+  # float32 sums in another order.
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_ground_truth_selection_finds_small_regions_whole_and_random_finds_its_share(ps3):
+  task, params, _ = ps3
+  batch = _batch(128, n=64)
+  batch["box"][:, 2:] = batch["box"][:, :2] + 6
+  gt = jax.jit(lambda p, b: task.embed_region(p, b, "gt"))(params, batch)
+  assert np.all(np.asarray(gt["recall"]) == 1.0)
+  rand = jax.jit(lambda p, b: task.embed_region(p, b, "random"))(params, batch)
+  share = float(rand["budget_share"][0])
+  assert share == pytest.approx(20 / (64 + 256))
+  # 64 regions of a few tokens that come and go together: within four standard errors.
+  spread = float(np.std(np.asarray(rand["recall"]))) / 8
+  assert abs(float(np.mean(np.asarray(rand["recall"]))) - share) < 4 * spread
+
+
+@pytest.mark.parametrize("selection", ["topdown", "bottomup", "random", "gt"])
+def test_a_regions_embedding_does_not_depend_on_the_batch_it_comes_in(ps3, selection):
+  task, params, _ = ps3
+  batch = _batch(128)
+  fn = jax.jit(lambda p, b: task.embed_region(p, b, selection))
+  whole = fn(params, batch)
+  part = fn(params, {k: v[3:5] for k, v in batch.items()})
+  np.testing.assert_allclose(whole["zimg"][3:5], part["zimg"], atol=1e-5)
+  np.testing.assert_array_equal(whole["recall"][3:5], part["recall"])
+
+
+def test_bottom_up_selection_never_sees_the_caption(ps3):
+  task, params, _ = ps3
+  batch = _batch(128)
+  fn = jax.jit(lambda p, b: task.embed_region(p, b, "bottomup"))
+  other = fn(params, dict(batch, text=batch["text"][::-1].copy()))
+  np.testing.assert_array_equal(fn(params, batch)["zimg"], other["zimg"])
+
+
+def test_the_temperature_stays_between_one_and_a_hundred(ps3):
+  task, params, _ = ps3
+  for t, want in ((9.0, np.log(100)), (-1.0, 0.0), (2.0, 2.0)):
+    assert float(task.after_update({**params, "t": jnp.array([t])})["t"][0]) == pytest.approx(want)
+
+
+def test_siglip_with_region_pooling_sees_only_the_box_but_attends_everywhere(siglip):
+  task, params = siglip
+  batch = _batch(32)
+  a = task.embed_region(params, batch)
+  whole = dict(batch, box=np.tile(np.array([0, 0, 32, 32], np.float32), (8, 1)))
+  b = task.embed_region(params, whole)
+  assert not np.allclose(a["zimg"], b["zimg"], atol=1e-3)
+  np.testing.assert_allclose(b["zimg"], task.embed_image(params, batch), atol=1e-6)
+
+
+@pytest.mark.parametrize("name,config,message", [
+  ("ps4", PS3, "Did you mean 'ps3'"),
+  ("ps3", {**PS3, "selection_los": "bce"}, "selection_loss"),
+  ("ps3", {**PS3, "image": {**PS3["image"], "scals": (1, 2)}}, "scales"),
+  ("siglip", {**SIGLIP, "image": {k: v for k, v in SIGLIP["image"].items() if k != "image_size"}},
+   "image_size"),
+])
+def test_a_misspelt_model_setting_is_named_with_the_nearest_one(name, config, message):
+  with pytest.raises(ValueError, match=message):
+    tasks.make(name, config)
+
+
+def test_images_of_another_size_than_the_models_are_refused(ps3):
+  task, params, _ = ps3
+  with pytest.raises(ValueError, match=r"config.input.image_size=128"):
+    task.loss(params, _batch(64), None, True)
