@@ -63,8 +63,9 @@ def outline_patches(image: np.ndarray, grids: Sequence[tuple[int, int]],
   out = np.round(out).astype(np.uint8)
   thick = max(1, round(min(h, w) / 400))
   for i, mask in reversed(list(enumerate(masks))):
-    # Coarser scales are drawn last and thinner ones inside them stay visible beside the line.
-    _draw_borders(out, mask, SCALE_COLOURS[i % len(SCALE_COLOURS)], thick)
+    # The finer the scale, the broader its line, which thinner ones of coarser scales then cover in
+    # part: where scales end at the same edge, all their colours show side by side.
+    _draw_borders(out, mask, SCALE_COLOURS[i % len(SCALE_COLOURS)], (i + 1) * thick)
   return out
 
 

@@ -10,15 +10,17 @@ Images are files (`--image`, may be repeated) or records of a data set, whose bo
 known (`--data DIR --split val --index N`; the caption of `--region` serves as the prompt).
 """
 
+import argparse
 import dataclasses
 import functools
 import pathlib
 import re
 import sys
 import time
+import traceback
+from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags
 
 FEATURES = """Arrays in NAME.npz; t_low tokens of the low-resolution pass, t_high selected ones.
 last_hidden (t_low + t_high, d)  last block's output, before the final norm; low-resolution first
@@ -29,21 +31,6 @@ scales, grids                    size in pixels, and rows and columns of patches
 score_bottomup, score_topdown (gy, gx)  selection probability; topdown only with a prompt
 text (d,)                        embedding of the prompt; only with a prompt
 """
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the trained run.", required=True)
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint to take; default: the latest.")
-_IMAGE = flags.DEFINE_multi_string("image", [], "Image file; may be repeated.")
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "Text that says where to look; may be repeated.")
-_DATA = flags.DEFINE_string("data", None, "Data set to take records from instead of files.")
-_SPLIT = flags.DEFINE_string("split", "val", "Split of --data.")
-_INDEX = flags.DEFINE_multi_integer("index", [], "Record of --data; may be repeated.")
-_REGION = flags.DEFINE_integer("region", None, "Region of the records whose caption is the prompt.")
-_LOOKS = flags.DEFINE_string("looks", "1", "Looks at high resolution: a number, or all.")
-_TOKENS = flags.DEFINE_integer("tokens", None, "High-resolution tokens in total, instead of looks.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write to.", required=True)
-_PICTURES = flags.DEFINE_bool("pictures", True, "Write pictures.")
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-
 
 @dataclasses.dataclass(frozen=True)
 class Item:
@@ -69,10 +56,12 @@ class Encoder:
     import jax
 
     from big_vision_ext import tasks
-    from big_vision_ext.core import checkpoint, typed
+    from big_vision_ext.core import checkpoint, console, typed
     from input_pipeline import loader, text
 
-    config, self.params, self.step = checkpoint.load_workdir(workdir, step)
+    console.set_up_logging()
+    config, params, self.step = checkpoint.load_workdir(workdir, step)
+    self.params = jax.device_put(params)
     self.task = tasks.make(config.task, config.model)
     if "encode" not in self.task.outputs:
       raise ValueError(f"{workdir} holds a run of task {config.task!r}, which has no high-resolution "
@@ -174,55 +163,80 @@ def items_of_records(data: str, split: str, indices) -> list[Item]:
   return items
 
 
-def main(_):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+  """The command line."""
+  parser = argparse.ArgumentParser(
+      prog="python -m big_vision_ext.encode", description=__doc__.split("\n\n")[0],
+      epilog=FEATURES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+  add = parser.add_argument
+  add("--workdir", required=True, help="folder of the trained run")
+  add("--step", type=int, help="checkpoint to take; default: the latest")
+  add("--image", action="append", default=[], help="image file; may be repeated")
+  add("--prompt", action="append", default=[], help="text that says where to look; repeatable")
+  add("--data", help="data set to take records from instead of files")
+  add("--split", default="val", help="split of --data; default: val")
+  add("--index", type=int, action="append", default=[], help="record of --data; repeatable")
+  add("--region", type=int, help="region of the records whose caption is the prompt")
+  add("--looks", default="1", help="looks at high resolution: a number, or all; default: 1")
+  add("--tokens", type=int, help="high-resolution tokens in total, instead of looks")
+  add("--out", required=True, help="folder to write to")
+  add("--no-pictures", action="store_true", help="write features only")
+  add("--debug", action="store_true", help="show the traceback of an error")
+  return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command line; returns its exit code."""
+  options = parse_args(argv)
   try:
-    _run()
+    encode(options)
+    return 0
   except (ValueError, OSError) as error:
-    if _DEBUG.value:
-      raise
+    if options.debug:
+      traceback.print_exc()
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    return 2
 
 
-def _run():
-  if bool(_IMAGE.value) == bool(_DATA.value):
+def encode(options: argparse.Namespace) -> None:
+  """Encodes what the command line names and writes the results."""
+  from PIL import Image
+
+  if bool(options.image) == bool(options.data):
     raise ValueError("give images either as files (--image) or as records (--data and --index)")
-  looks = _LOOKS.value if _LOOKS.value == "all" else _number("--looks", _LOOKS.value)
-  items = (items_of_files(_IMAGE.value) if _IMAGE.value
-           else items_of_records(_DATA.value, _SPLIT.value, _INDEX.value or [0]))
-  encoder = Encoder(_WORKDIR.value, step=_STEP.value, num_looks=looks, num_tokens=_TOKENS.value)
-  out = pathlib.Path(_OUT.value)
+  if options.looks != "all" and not options.looks.isdecimal():
+    raise ValueError(f"--looks={options.looks}: expected a number, or all")
+  if options.tokens is not None and options.tokens < 0:
+    raise ValueError(f"--tokens={options.tokens}: expected a number of at least 0")
+  looks = "all" if options.looks == "all" else int(options.looks)
+  items = (items_of_files(options.image) if options.image
+           else items_of_records(options.data, options.split, options.index or [0]))
+  jobs = [(item, *pair) for item in items for pair in prompts(item, options)]
+  encoder = Encoder(options.workdir, step=options.step, num_looks=looks, num_tokens=options.tokens)
+  out = pathlib.Path(options.out)
   out.mkdir(parents=True, exist_ok=True)
-  for item in items:
-    for prompt, region in _prompts(item):
-      start = time.monotonic()
-      features = encoder(item.pixels, prompt)
-      name = re.sub(r"[^\w.-]+", "_", f"{item.name} {prompt}" if prompt else item.name)[:100]
-      np.savez(out / f"{name}.npz", **features)
-      written = f"{name}.npz"
-      if _PICTURES.value:
-        from PIL import Image
-        Image.fromarray(picture(item, features, prompt, region)).save(out / f"{name}.png")
-        written += f", {name}.png"
-      print(f"{item.name}: {len(features['selected_index'])} patches selected in "
-            f"{time.monotonic() - start:.1f} s -> {out}/: {written}")
+  for item, prompt, region in jobs:
+    start = time.monotonic()
+    features = encoder(item.pixels, prompt)
+    name = re.sub(r"[^\w-]+", "_", f"{item.name} {prompt or ''}").strip("_")[:100]
+    np.savez(out / f"{name}.npz", **features)
+    written = f"{name}.npz"
+    if not options.no_pictures:
+      Image.fromarray(picture(item, features, prompt, region)).save(out / f"{name}.png")
+      written += f", {name}.png"
+    print(f"{item.name}: {len(features['selected_index'])} patches selected in "
+          f"{time.monotonic() - start:.1f} s -> {out}/: {written}")
 
 
-def _prompts(item: Item):
-  """(prompt, region) pairs to encode an item with."""
-  pairs = [(p, None) for p in _PROMPT.value]
-  if _REGION.value is not None:
-    if not 0 <= _REGION.value < len(item.texts):
-      raise ValueError(f"--region={_REGION.value}: {item.name} has {len(item.texts)} regions")
-    pairs.append((item.texts[_REGION.value], _REGION.value))
+def prompts(item: Item, options: argparse.Namespace) -> list[tuple[str | None, int | None]]:
+  """(prompt, region) pairs to encode an item with; one without a prompt if none is given."""
+  pairs = [(p, None) for p in options.prompt]
+  if options.region is not None:
+    if not 0 <= options.region < len(item.texts):
+      raise ValueError(f"--region={options.region}: {item.name} has {len(item.texts)} regions")
+    pairs.append((item.texts[options.region], options.region))
   return pairs or [(None, None)]
 
 
-def _number(flag: str, text: str) -> int:
-  if not text.isdecimal():
-    raise ValueError(f"{flag}={text}: expected a number, or all")
-  return int(text)
-
-
 if __name__ == "__main__":
-  app.run(main)
+  sys.exit(main())

@@ -4,20 +4,13 @@ Runs the evaluators of the run's own config on its latest checkpoint, prints a t
 `D/evaluation.json`.
 """
 
+import argparse
 import json
 import pathlib
 import sys
 import time
-
-from absl import app, flags
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to evaluate.", required=True)
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint to take; default: the latest.")
-_SPLIT = flags.DEFINE_string("split", None, "Split to measure instead of the config's.")
-_DATA = flags.DEFINE_string("data", None, "Data set to measure on instead of the config's.")
-_OUT = flags.DEFINE_string("out", None, "JSON file to write; default: WORKDIR/evaluation.json.")
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-
+import traceback
+from collections.abc import Sequence
 
 def run(workdir: str, *, step: int | None = None, split: str | None = None,
         data: str | None = None, log=print) -> dict[str, float]:
@@ -29,15 +22,17 @@ def run(workdir: str, *, step: int | None = None, split: str | None = None,
   import jax
 
   from big_vision_ext import evaluators, tasks
-  from big_vision_ext.core import checkpoint, sharding, typed
+  from big_vision_ext.core import checkpoint, console, sharding, typed
   from input_pipeline import loader
 
+  console.set_up_logging()
   config, params, step = checkpoint.load_workdir(workdir, step)
   if not config.evals:
     raise ValueError(f"the config of {workdir} names no evaluators: nothing to measure. Add "
                      "config.evals.<name>.type=... and start the run again to record it")
   mesh = sharding.make_mesh(config.mesh)
   batch_sharding = sharding.batch_sharding(mesh)
+  params = jax.device_put(params, sharding.replicated(mesh))
   task = tasks.make(config.task, config.model)
   log(f"Evaluating step {step} of {workdir} on {jax.device_count()} {jax.default_backend()} "
       "device(s)")
@@ -61,19 +56,59 @@ def table(results: dict[str, float]) -> str:
   return "\n".join(f"{k:<{width}}  {v:.4f}".rstrip("0").rstrip(".") for k, v in results.items())
 
 
-def main(_):
+def compare(workdirs: Sequence[str]) -> str:
+  """A table of the stored results of several runs, a column each; equal rows on one line.
+
+  Raises:
+    ValueError: a workdir that has no `evaluation.json` yet.
+  """
+  columns = {}
+  for workdir in workdirs:
+    path = pathlib.Path(workdir) / "evaluation.json"
+    if not path.is_file():
+      raise ValueError(f"{path} does not exist; first run "
+                       f"python -m big_vision_ext.evaluate --workdir {workdir}")
+    columns[workdir] = json.loads(path.read_text())
+  names = list(dict.fromkeys(name for column in columns.values() for name in column))
+  width = max(len(name) for name in names)
+  wide = [max(len(c), 10) for c in columns]
+  lines = [" " * width + "".join(f"  {c:>{w}}" for c, w in zip(columns, wide))]
+  for name in names:
+    cells = [f"{c[name]:.4g}" if name in c else "-" for c in columns.values()]
+    lines.append(f"{name:<{width}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, wide)))
+  return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command line; returns its exit code."""
+  parser = argparse.ArgumentParser(
+      prog="python -m big_vision_ext.evaluate", description=__doc__.split("\n\n")[0],
+      allow_abbrev=False)
+  parser.add_argument("--workdir", required=True, help="folder of the run to evaluate")
+  parser.add_argument("--step", type=int, help="checkpoint to take; default: the latest")
+  parser.add_argument("--split", help="split to measure on instead of the config's")
+  parser.add_argument("--data", help="data set to measure on instead of the config's")
+  parser.add_argument("--out", help="file to write; default: WORKDIR/evaluation.json")
+  parser.add_argument("--compare", nargs="+", metavar="WORKDIR", default=[],
+                      help="measure nothing, print the stored results of these runs beside it")
+  parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+  options = parser.parse_args(argv)
   try:
-    results = run(_WORKDIR.value, step=_STEP.value, split=_SPLIT.value, data=_DATA.value)
+    if options.compare:
+      print(compare([options.workdir, *options.compare]))
+      return 0
+    results = run(options.workdir, step=options.step, split=options.split, data=options.data)
+    print(table(results))
+    out = pathlib.Path(options.out or pathlib.Path(options.workdir) / "evaluation.json")
+    out.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"Wrote {out}")
+    return 0
   except (ValueError, OSError) as error:
-    if _DEBUG.value:
-      raise
+    if options.debug:
+      traceback.print_exc()
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-  print(table(results))
-  out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value) / "evaluation.json")
-  out.write_text(json.dumps(results, indent=1) + "\n")
-  print(f"Wrote {out}")
+    return 2
 
 
 if __name__ == "__main__":
-  app.run(main)
+  sys.exit(main())
