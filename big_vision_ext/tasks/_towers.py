@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vision_ext.core import typed
+from big_vision_ext.core import flops, typed
 from big_vision_ext.models import text as text_lib
 from big_vision_ext.models import vit
 
@@ -29,6 +29,12 @@ def text_tower(spec: Mapping[str, Any], out_dim: int):
   """The text tower of a config; its output is as wide as the image's unless it says otherwise."""
   return vit.build(text_lib.TextTransformer, {"out_dim": out_dim} | plain(spec),
                    "config.model.text")
+
+
+def text_flops(text) -> int:
+  """Forward FLOPs of a text tower on one text."""
+  return flops.text(text_len=text.text_len, width=text.width, depth=text.depth,
+                    mlp_dim=text.mlp_dim, out_dim=text.out_dim, pool_type=text.pool_type)
 
 
 def batch_spec(batch_size: int, side: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:

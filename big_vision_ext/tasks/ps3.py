@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vision_ext.core import boxes as geometry
-from big_vision_ext.core import typed
+from big_vision_ext.core import flops, typed
 from big_vision_ext.models import ps3, selection_head, vit
 from big_vision_ext.objectives import contrastive
 from big_vision_ext.objectives import selection as selection_loss
@@ -74,6 +74,18 @@ class Task:
   def image_size(self) -> int:
     """The largest scale, in pixels."""
     return self.vision.scales[-1]
+
+  @property
+  def flops_per_example(self) -> int:
+    """Model FLOPs of one training example: three times the forward pass."""
+    v = self.vision
+    vision = flops.ps3(
+        scales=v.scales, selected=(sum(v.budget()),), width=v.width, depth=v.depth,
+        mlp_dim=v.mlp_dim, patch_size=v.patch_size, num_select_layers=len(v.select_layers),
+        num_prompts=2, selection_size=v.selection_size, selection_hidden=v.selection_hidden,
+        selection_out=v.selection_out, selection_depth=v.selection_depth,
+        selection_kernel=v.selection_kernel, highres_selection=v.highres_branch)
+    return flops.train(vision["total"] + _towers.text_flops(self.text))
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     spec = _towers.batch_spec(batch_size, self.image_size, self.text.text_len)

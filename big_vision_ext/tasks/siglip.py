@@ -67,10 +67,13 @@ class Task:
         "image": self.embed_image, "text": self.embed_text, "region": self.embed_region})
 
   @property
-  def flops_per_example(self) -> float:
+  def flops_per_example(self) -> int:
     """Model FLOPs of one training example: three times the forward pass."""
-    return 3.0 * (flops.vit(self.vision, (self.image_size, self.image_size))
-                  + flops.text(self.text))
+    v, t = self.vision, self.text
+    return flops.train(
+        flops.vit(tokens=v.posemb_grid[0] * v.posemb_grid[1], width=v.width, depth=v.depth,
+                  mlp_dim=v.mlp_dim, patch_size=v.patch_size, pool_type=v.pool_type)
+        + _towers.text_flops(t))
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     return _towers.batch_spec(batch_size, self.image_size, self.text.text_len)

@@ -1,8 +1,8 @@
 """What lies on the sample canvases: how are tags, their captions and the decoys made?
 
 All sizes here are in *units*: pixels of the canvas squashed to 768 x 768, the sample data's top
-scale, taken as the geometric mean of both directions. The low-resolution scale, 128, is six times
-smaller: there a tag is 5 pixels wide, enough for its colour, and a digit or capital of 11 units is
+scale, taken as the geometric mean of both directions. The low-resolution scale, 96, is eight times
+smaller: there a tag is 4 pixels wide, enough for its colour, and a digit of 15 units is
 less than 2 pixels high, too little for its shape. At the top scale it loses nothing: the digits
 were scanned to a grid of 8 x 8.
 """
@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from input_pipeline.build import sample_glyphs, sample_photos
 
-TOP_SCALE, LOW_SCALE = 768, 128
+TOP_SCALE, LOW_SCALE = 768, 96
 
 # Height of a digit, and of the capitals of a word.
-DIGIT_HEIGHT = (10.0, 11.5)
-CAP_HEIGHT = (11.0, 12.5)
-_DIGIT_TAG = (26.0, 34.0)
+DIGIT_HEIGHT = (14.5, 16.3)
+CAP_HEIGHT = (17.0, 19.0)
+_DIGIT_TAG = (28.0, 36.0)
 DIGIT_SHARE = 0.7
 
 TAG_COLOURS = {

@@ -115,11 +115,11 @@ def test_items_number_six_to_twelve_do_not_overlap_and_keep_their_size(splits):
     apart = (x1 <= x0.T) | (x1.T <= x0) | (y1 <= y0.T) | (y1.T <= y0)
     assert (apart | np.eye(len(s.boxes), dtype=bool)).all()
     # The side lengths on the canvas squashed to the low scale: seen, but in a few pixels only.
-    unit = np.sqrt(s.width * s.height) / 128
+    unit = np.sqrt(s.width * s.height) / sample_items.LOW_SCALE
     for box, text in zip(s.boxes, s.texts):
       wide, high = (box[2:] - box[:2]) / unit
-      assert 3.8 < high < (7.5 if content(text)[0] == "digit" else 8.5)
-      assert 3.8 < wide < (7.5 if content(text)[0] == "digit" else 19)
+      assert 3.0 < high < (6.2 if content(text)[0] == "digit" else 8.5)
+      assert 3.0 < wide < (6.2 if content(text)[0] == "digit" else 19)
 
 
 def test_captions_are_unique_in_their_image_and_nearly_so_in_val(splits):

@@ -1,0 +1,84 @@
+"""Configs say what they said: a refactor cannot change an experiment without this test noticing.
+
+After a deliberate change: `python tests/configs/test_configs.py` writes the golden texts anew; the
+difference belongs into the same commit.
+"""
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+  sys.path.insert(0, str(ROOT))
+
+from big_vision_ext import tasks, train
+from big_vision_ext.core import config as config_lib
+from big_vision_ext.core import typed
+from input_pipeline import loader
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+# common.py holds what several configs share and is none itself.
+CONFIGS = sorted(p for p in ROOT.glob("configs/*/*.py") if p.name != "common.py")
+NAMES = [f"{p.parent.name}_{p.stem}" for p in CONFIGS]
+
+
+def _text(path: pathlib.Path) -> str:
+  config = config_lib.resolve(config_lib.load(str(path)))
+  return json.dumps(config_lib.to_dict(config), indent=1, sort_keys=True) + "\n"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+def test_a_config_says_what_it_said(path):
+  golden = GOLDEN / f"{path.parent.name}_{path.stem}.json"
+  assert _text(path) == golden.read_text(), f"deliberate? then run: python {__file__}"
+
+
+def test_no_golden_text_outlives_its_config():
+  assert sorted(p.stem for p in GOLDEN.glob("*.json")) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("arg", ["", ":runlocal"])
+@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+def test_a_configs_model_and_input_fit_each_other(path, arg):
+  config = config_lib.resolve(config_lib.load(f"{path}{arg}"))
+  task = tasks.make(config.task, config.model)
+  inputs = typed.build(loader.InputConfig, config.input, "config.input")
+  spec = task.batch_spec(config.batch_size)
+  side, length = inputs.image_size, inputs.text_len
+  assert spec["image"].shape == (config.batch_size, side, side, 3)
+  assert spec["text"].shape == (config.batch_size, length)
+  assert inputs.max_boxes == (spec["boxes"].shape[1] if "boxes" in spec else 0)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+def test_a_configs_header_has_its_command_and_its_source(path):
+  header = path.read_text().split('"""')[1]
+  assert f"{path.relative_to(ROOT)}" in header and "python -m big_vision_ext.train" in header
+  assert "runlocal" in header
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+def test_a_config_runs_locally_on_the_sample_data(path, tmp_path, small_sample_data):
+  argv = ["--config", f"{path}:runlocal,data={small_sample_data}", "--workdir", str(tmp_path)]
+  assert train.main(argv) == 0
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert any("loss" in line for line in lines)
+
+
+@pytest.fixture(scope="module")
+def small_sample_data(tmp_path_factory):
+  from input_pipeline.build import sample
+
+  out = tmp_path_factory.mktemp("data") / "sample"
+  sample.build(str(out), train=8, val=4, progress=False, max_side=1536)
+  return out
+
+
+if __name__ == "__main__":
+  GOLDEN.mkdir(exist_ok=True)
+  for config_path, config_name in zip(CONFIGS, NAMES):
+    (GOLDEN / f"{config_name}.json").write_text(_text(config_path))
