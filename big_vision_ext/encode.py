@@ -77,7 +77,8 @@ class Encoder:
 
     side = self.task.image_size
     h, w = pixels.shape[:2]
-    batch = {"image": images.resize_region(pixels, (0, 0, w, h), side)[None]}
+    square = images.resize_region(pixels, (0, 0, w, h), side, self._input.resize)
+    batch = {"image": square[None]}
     if prompt is not None:
       prompt = text.canonicalize(prompt) if self._input.canonicalize else prompt
       batch["text"] = self._tokenizer.tokenize(prompt, self._input.text_len)[None]

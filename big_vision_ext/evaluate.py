@@ -7,6 +7,7 @@ Runs the evaluators of the run's own config on its latest checkpoint, prints a t
 import argparse
 import json
 import pathlib
+import statistics
 import sys
 import time
 import traceback
@@ -56,8 +57,8 @@ def table(results: dict[str, float]) -> str:
   return "\n".join(f"{k:<{width}}  {v:.4f}".rstrip("0").rstrip(".") for k, v in results.items())
 
 
-def compare(workdirs: Sequence[str]) -> str:
-  """A table of the stored results of several runs, a column each; equal rows on one line.
+def stored(workdirs: Sequence[str]) -> dict[str, dict[str, float]]:
+  """{workdir: its stored results}.
 
   Raises:
     ValueError: a workdir that has no `evaluation.json` yet.
@@ -69,6 +70,11 @@ def compare(workdirs: Sequence[str]) -> str:
       raise ValueError(f"{path} does not exist; first run "
                        f"python -m big_vision_ext.evaluate --workdir {workdir}")
     columns[workdir] = json.loads(path.read_text())
+  return columns
+
+
+def compare(columns: dict[str, dict[str, float]]) -> str:
+  """A table of results, a run in each column."""
   names = list(dict.fromkeys(name for column in columns.values() for name in column))
   width = max(len(name) for name in names)
   wide = [max(len(c), 10) for c in columns]
@@ -76,6 +82,19 @@ def compare(workdirs: Sequence[str]) -> str:
   for name in names:
     cells = [f"{c[name]:.4g}" if name in c else "-" for c in columns.values()]
     lines.append(f"{name:<{width}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, wide)))
+  return "\n".join(lines)
+
+
+def mean(columns: dict[str, dict[str, float]]) -> str:
+  """Mean and sample standard deviation of each result over the runs that have it."""
+  names = list(dict.fromkeys(name for column in columns.values() for name in column))
+  width = max(len(name) for name in names)
+  lines = []
+  for name in names:
+    values = [c[name] for c in columns.values() if name in c]
+    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+    lines.append(f"{name:<{width}}  {statistics.mean(values):.4f} +- {spread:.4f}  "
+                 f"({len(values)} runs)")
   return "\n".join(lines)
 
 
@@ -91,11 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--out", help="file to write; default: WORKDIR/evaluation.json")
   parser.add_argument("--compare", nargs="+", metavar="WORKDIR", default=[],
                       help="measure nothing, print the stored results of these runs beside it")
+  parser.add_argument("--mean", action="store_true",
+                      help="with --compare: mean and standard deviation over the runs")
   parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
   options = parser.parse_args(argv)
   try:
     if options.compare:
-      print(compare([options.workdir, *options.compare]))
+      print((mean if options.mean else compare)(stored([options.workdir, *options.compare])))
       return 0
     results = run(options.workdir, step=options.step, split=options.split, data=options.data)
     print(table(results))

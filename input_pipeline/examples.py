@@ -118,7 +118,7 @@ class ExampleMaker:
     x, y, w, h = crop
     f = images.reduction(pixels, sample.width, sample.height)
     region = (x / f, y / f, (x + w) / f, (y + h) / f)
-    return images.resize_region(pixels, region, self._config.image_size)
+    return images.resize_region(pixels, region, self._config.image_size, self._config.resize)
 
   def _write_rest(
     self,

@@ -10,6 +10,7 @@ import functools
 import io
 import warnings
 
+import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
@@ -21,6 +22,7 @@ MAX_PIXELS = 178_956_970
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 swap width and height.
 # Scales at which a JPEG can be decoded from its low frequencies alone.
 _JPEG_FACTORS = (8, 4, 2)
+RESIZE_METHODS = ("bicubic", "fast")
 
 
 class ImageError(ValueError):
@@ -122,21 +124,39 @@ def reduction(pixels: UInt8[np.ndarray, "y x 3"], width: int, height: int) -> in
 
 
 def resize_region(
-  pixels: UInt8[np.ndarray, "y x 3"], box: tuple[float, float, float, float], size: int
+  pixels: UInt8[np.ndarray, "y x 3"],
+  box: tuple[float, float, float, float],
+  size: int,
+  method: str = "bicubic",
 ) -> UInt8[np.ndarray, "size size 3"]:
-  """Cuts a region out and resizes it to a square, with antialiased bicubic (Pillow's, A = -0.5).
+  """Cuts a region out and resizes it to a square.
 
   Args:
     pixels: the image.
     box: x0, y0, x1, y1 in (fractions of) pixels of `pixels`.
     size: side of the result in pixels.
+    method: one of `RESIZE_METHODS`. "bicubic" is Pillow's, antialiased, A = -0.5: what published
+      models were trained with. "fast" is OpenCV's: bilinear where the image shrinks by less than
+      2 or grows, which can alias a little, and the mean of areas beyond; 5 to 10 times faster.
   """
   height, width = pixels.shape[:2]
   # A box at the border may be out by the last bit of its floats, which Pillow refuses.
   x0, y0 = max(box[0], 0.0), max(box[1], 0.0)
   x1, y1 = min(box[2], float(width)), min(box[3], float(height))
-  image = Image.fromarray(pixels)
-  return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=(x0, y0, x1, y1)))
+  if method == "bicubic":
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=(x0, y0, x1, y1)))
+  zoom_x, zoom_y = (x1 - x0) / size, (y1 - y0) / size
+  if max(zoom_x, zoom_y) >= 2:
+    left, top = round(x0), round(y0)
+    part = pixels[top : max(round(y1), top + 1), left : max(round(x1), left + 1)]
+    return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
+  # Centres of pixels lie at halves: output pixel i is at x0 + (i + 0.5) * zoom - 0.5.
+  mapping = np.array(
+    [[zoom_x, 0, x0 + zoom_x / 2 - 0.5], [0, zoom_y, y0 + zoom_y / 2 - 0.5]], np.float64
+  )
+  flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+  return cv2.warpAffine(pixels, mapping, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 @functools.cache

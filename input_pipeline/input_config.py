@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from input_pipeline import records
+from input_pipeline import images, records
 from input_pipeline.mixture import Member
 
 
@@ -23,6 +23,7 @@ class InputConfig:
       (weights are relative and 1 if left out).
     split: the split to read.
     image_size: side S in pixels of the square images of a batch.
+    resize: "bicubic", as published models were trained, or "fast"; see `images.resize_region`.
     tokenizer: "bytes", "sentencepiece:PATH" or "tokenizers:PATH".
     text_len: ids per caption.
     canonicalize: bring captions into PS3's canonical form first (see text.py).
@@ -40,6 +41,7 @@ class InputConfig:
   data: str | dict[str, dict[str, Any]]
   split: str = "train"
   image_size: int = 1512
+  resize: str = "bicubic"
   tokenizer: str = "bytes"
   text_len: int = 64
   canonicalize: bool = True
@@ -81,6 +83,8 @@ class InputConfig:
     for name in ("canonicalize", "sentence_sampling"):
       if not isinstance(getattr(self, name), bool):
         raise InputError(f"input.{name} is {getattr(self, name)!r}, expected True or False.")
+    if self.resize not in images.RESIZE_METHODS:
+      raise InputError(f"input.resize is {self.resize!r}, expected one of {images.RESIZE_METHODS}.")
     for name in ("split", "tokenizer"):
       if not isinstance(getattr(self, name), str):
         raise InputError(f"input.{name} is {getattr(self, name)!r}, expected text.")

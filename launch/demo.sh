@@ -10,34 +10,41 @@ cd "$ROOT"
 DATA=data/sample
 LOWRES=runs/demo_lowres
 RUN=runs/demo
-OUT=$RUN/pictures
+PICTURES=$RUN/pictures
 
 step() { printf '\n== %s\n' "$1"; }
 
-step "1/5 Sample data: real photographs, handwritten digits and printed words ($DATA)"
+step "1/5 Sample data: photographs with handwritten digits and printed words ($DATA)"
 "$PY" -m input_pipeline.build --from sample --out "$DATA"
 
-step "2/5 A low-resolution SigLIP, which PS3 starts from ($LOWRES)"
+step "2/5 The baseline: a SigLIP that sees 96 px ($LOWRES)"
 "$PY" -m big_vision_ext.train --config "configs/siglip/demo_lowres.py:data=$DATA" \
   --workdir "$LOWRES"
 
-step "3/5 PS3 from it ($RUN)"
-"$PY" -m big_vision_ext.train --config "configs/ps3/demo.py:data=$DATA,init=$LOWRES" \
-  --workdir "$RUN"
+step "3/5 PS3: 96 px, then 200 selected patches of 384 and 768 px ($RUN)"
+"$PY" -m big_vision_ext.train --config "configs/ps3/demo.py:data=$DATA" --workdir "$RUN"
 
-step "4/5 Evaluation on images, glyphs and words that were not trained on"
-"$PY" -m big_vision_ext.evaluate --workdir "$LOWRES"
-"$PY" -m big_vision_ext.evaluate --workdir "$RUN"
+step "4/5 Evaluation on canvases, digits and words that were not trained on"
+for workdir in "$LOWRES" "$RUN"; do
+  # Kept from an earlier time if the run has not gone on since.
+  if [ ! "$workdir/evaluation.json" -nt "$workdir/metrics.jsonl" ]; then
+    "$PY" -m big_vision_ext.evaluate --workdir "$workdir"
+  fi
+done
 
-step "5/5 Pictures of what it looks at ($OUT)"
-"$PY" -m big_vision_ext.encode --workdir "$RUN" --data "$DATA" --split val --index 0 --index 7 \
-  --index 21 --region 0 --out "$OUT"
-"$PY" -m big_vision_ext.encode --workdir "$RUN" --data "$DATA" --split val --index 7 --out "$OUT"
+step "5/5 Pictures of what it looks at ($PICTURES)"
+"$PY" -m big_vision_ext.encode --workdir "$RUN" --data "$DATA" --split val \
+  --index 0 --index 7 --index 21 --region 0 --out "$PICTURES"
+"$PY" -m big_vision_ext.encode --workdir "$RUN" --data "$DATA" --split val --index 7 \
+  --out "$PICTURES"
 
 step "Done"
-"$PY" -m big_vision_ext.evaluate --compare "$LOWRES" --workdir "$RUN"
-echo
-echo "  model       $RUN            (python -m big_vision_ext.encode --workdir $RUN --image FILE --out DIR)"
-echo "  measures    $RUN/evaluation.json, $LOWRES/evaluation.json"
-echo "  curves      $RUN/tensorboard (tensorboard --logdir runs)"
-echo "  pictures    $OUT"
+"$PY" -m big_vision_ext.evaluate --workdir "$RUN" --compare "$LOWRES"
+cat <<TXT
+
+  the model    $RUN   (python -m big_vision_ext.encode --workdir $RUN --image FILE --out DIR)
+  measures     $RUN/evaluation.json, $LOWRES/evaluation.json
+  curves       $RUN/metrics.jsonl, $RUN/tensorboard
+  pictures     $PICTURES
+Commands run by hand want the environment: source .venv/bin/activate
+TXT

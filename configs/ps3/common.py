@@ -52,9 +52,9 @@ def so400m(a, *, scales: tuple[int, ...], batch_size: int) -> ml_collections.Con
 
   c.log_steps = 20
   c.ckpt_steps = 500
-  c.keep_ckpt_percent = 0.25
+  c.keep_ckpt_percent = 25
   c.evals = dict(regions=dict(
-      type="region_retrieval", input=dict(split="val"), batch_size=256, eval_percent=0.1))
+      type="region_retrieval", input=dict(split="val"), batch_size=256, eval_percent=10))
 
   if a.runlocal:
     c.batch_size = a.batch or 4

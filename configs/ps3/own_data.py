@@ -51,16 +51,16 @@ def get_config(arg=None):
     c.init = dict(path=a.init, allow_missing=common.NEW_PARAMETERS)
 
   c.lr = 3e-4 if not a.init else 3e-5
-  c.schedule = dict(type="cosine", warmup_percent=0.05)
+  c.schedule = dict(type="cosine", warmup_percent=5)
   c.optim = dict(b1=0.9, b2=0.95, weight_decay=1e-5, clip_norm=1.0)
 
   c.log_steps = 20
   c.ckpt_steps = 500
   c.evals = dict(
       regions=dict(type="region_retrieval", input=dict(split="val"), batch_size=64,
-                   eval_percent=0.2),
+                   eval_percent=20),
       whole=dict(type="image_text_retrieval", input=dict(split="val"), batch_size=64,
-                 eval_percent=0.2))
+                 eval_percent=20))
 
   if a.runlocal:
     c.batch_size = 4

@@ -30,16 +30,16 @@ def siglip(a, *, variant: str, image_size: int, total_examples: int) -> ml_colle
   )
 
   c.lr = 1e-3
-  c.schedule = dict(type="cosine", warmup_percent=0.05)
+  c.schedule = dict(type="cosine", warmup_percent=5)
   # The paper's decay of 1e-4 is not multiplied by the learning rate, and neither is ours.
   c.optim = dict(b1=0.9, b2=0.95, eps=1e-8, weight_decay=1e-4, clip_norm=1.0)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
 
   c.log_steps = 50
   c.ckpt_steps = 1_000
-  c.keep_ckpt_percent = 0.1
+  c.keep_ckpt_percent = 10
   c.evals = dict(retrieval=dict(
-      type="image_text_retrieval", input=dict(split="val"), batch_size=1024, eval_percent=0.05))
+      type="image_text_retrieval", input=dict(split="val"), batch_size=1024, eval_percent=5))
 
   if a.runlocal:
     c.batch_size = a.batch or 8
