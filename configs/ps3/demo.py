@@ -9,7 +9,7 @@ region or the whole image per sample, selection forced to the region in training
 tokens only, released selection loss), with sizes and rates for two cores; the selection loss counts
 three times, since everything is learned from scratch here, where the paper starts from SigLIP.
 
-Expected: see "Does the method work here?" in the README; about 6 minutes on two cores with Python
+Expected: see "Does the method work here?" in the README; about 7 minutes on two cores with Python
 3.12. `:runlocal` is a smoke run of 2 steps.
 """
 
@@ -21,7 +21,7 @@ from configs.ps3 import common
 
 def get_config(arg=None):
   """`arg`: data=DIR, init=WORKDIR, steps=N, runlocal."""
-  a = config_lib.parse_arg(arg, data="data/sample", init="", steps=700, runlocal=False)
+  a = config_lib.parse_arg(arg, data="data/sample", init="", steps=800, runlocal=False)
   c = ml_collections.ConfigDict()
   c.task = "ps3"
   c.batch_size = 32
