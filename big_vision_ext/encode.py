@@ -17,10 +17,11 @@ import pathlib
 import re
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 
 import numpy as np
+
+from big_vision_ext.core import console
 
 FEATURES = """Arrays in NAME.npz; t_low tokens of the low-resolution pass, t_high selected ones.
 last_hidden (t_low + t_high, d)  last block's output, before the final norm; low-resolution first
@@ -56,7 +57,7 @@ class Encoder:
     import jax
 
     from big_vision_ext import tasks
-    from big_vision_ext.core import checkpoint, console, typed
+    from big_vision_ext.core import checkpoint, typed
     from input_pipeline import loader, text
 
     console.set_up_logging()
@@ -64,8 +65,9 @@ class Encoder:
     self.params = jax.device_put(params)
     self.task = tasks.make(config.task, config.model)
     if "encode" not in self.task.outputs:
-      raise ValueError(f"{workdir} holds a run of task {config.task!r}, which has no high-resolution "
-                       "features to encode; expected a run of task 'ps3'")
+      raise ValueError(
+          f"{workdir} holds a run of task {config.task!r}, which has no high-resolution features to "
+          "encode; expected a run of task 'ps3'")
     self._input = typed.build(loader.InputConfig, config.input, "config.input")
     self._tokenizer = text.make_tokenizer(self._input.tokenizer)
     budget = dict(num_tokens=num_tokens) if num_tokens is not None else dict(num_looks=num_looks)
@@ -189,14 +191,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command line; returns its exit code."""
   options = parse_args(argv)
-  try:
-    encode(options)
-    return 0
-  except (ValueError, OSError) as error:
-    if options.debug:
-      traceback.print_exc()
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  return console.exit_code(lambda: encode(options), options.debug)
 
 
 def encode(options: argparse.Namespace) -> None:

@@ -10,8 +10,10 @@ import pathlib
 import statistics
 import sys
 import time
-import traceback
 from collections.abc import Sequence
+
+from big_vision_ext.core import console
+
 
 def run(workdir: str, *, step: int | None = None, split: str | None = None,
         data: str | None = None, log=print) -> dict[str, float]:
@@ -23,7 +25,7 @@ def run(workdir: str, *, step: int | None = None, split: str | None = None,
   import jax
 
   from big_vision_ext import evaluators, tasks
-  from big_vision_ext.core import checkpoint, console, sharding, typed
+  from big_vision_ext.core import checkpoint, sharding, typed
   from input_pipeline import loader
 
   console.set_up_logging()
@@ -114,21 +116,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                       help="with --compare: mean and standard deviation over the runs")
   parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
   options = parser.parse_args(argv)
-  try:
+
+  def command() -> None:
     if options.compare:
       print((mean if options.mean else compare)(stored([options.workdir, *options.compare])))
-      return 0
+      return
     results = run(options.workdir, step=options.step, split=options.split, data=options.data)
     print(table(results))
     out = pathlib.Path(options.out or pathlib.Path(options.workdir) / "evaluation.json")
     out.write_text(json.dumps(results, indent=1) + "\n")
     print(f"Wrote {out}")
-    return 0
-  except (ValueError, OSError) as error:
-    if options.debug:
-      traceback.print_exc()
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+
+  return console.exit_code(command, options.debug)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import difflib
 import sys
-import traceback
 from collections.abc import Sequence
 
 import jax
@@ -269,7 +268,8 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command line; returns its exit code."""
   argv = sys.argv[1:] if argv is None else argv
-  try:
+
+  def command() -> int:
     options, overrides = parse_args(argv)
     config = config_lib.resolve(config_lib.load(options.config, overrides))
     if options.distributed:
@@ -284,11 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       if workdir.changes:
         console.say("The config has changed in\n  " + "\n  ".join(workdir.changes))
       return train(config, workdir, console, stack)
-  except (ValueError, OSError) as error:
-    if "--debug" in argv:
-      traceback.print_exc()
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+
+  return console_lib.exit_code(command, debug="--debug" in argv)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
 
 import jax
@@ -106,6 +107,22 @@ def set_up_logging(debug: bool = False) -> None:
   level = logging.WARNING if jax.process_index() == 0 else logging.ERROR
   logging.basicConfig(format="%(levelname)s: %(message)s", level=level, force=True)
   logging.getLogger("absl").setLevel(level if debug else logging.CRITICAL)
+
+
+def exit_code(command: Callable[[], int | None], debug: bool = False) -> int:
+  """Runs a command; an error that says what is wrong becomes one line on stderr and exit code 2.
+
+  Args:
+    command: returns an exit code, or None for 0.
+    debug: show the traceback as well.
+  """
+  try:
+    return command() or 0
+  except (ValueError, OSError) as error:
+    if debug:
+      traceback.print_exc()
+    print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 def short(value: float) -> str:

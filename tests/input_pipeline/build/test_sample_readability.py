@@ -40,7 +40,7 @@ def bicubic(pixels, factor):
 
 
 def views(top):
-  """The image at the top scale (a multiple of TOP // LOW each way) -> the image at each of SCALES."""
+  """The image at the top scale, sides multiples of TOP // LOW -> the image at each of SCALES."""
   low = (top.width * LOW // TOP, top.height * LOW // TOP)
   rough = np.clip(np.rint(bicubic(np.asarray(top, np.float64), TOP // LOW)), 0, 255)
   return top, top.resize(low, Image.Resampling.BICUBIC), Image.fromarray(rough.astype(np.uint8))
