@@ -66,8 +66,8 @@ class Encoder:
     self.task = tasks.make(config.task, config.model)
     if "encode" not in self.task.outputs:
       raise ValueError(
-          f"{workdir} holds a run of task {config.task!r}, which has no high-resolution features to "
-          "encode; expected a run of task 'ps3'")
+          f"{workdir} holds a run of task {config.task!r}, which has no high-resolution features; "
+          "expected a run of task 'ps3'")
     self._input = typed.build(loader.InputConfig, config.input, "config.input")
     self._tokenizer = text.make_tokenizer(self._input.tokenizer)
     budget = dict(num_tokens=num_tokens) if num_tokens is not None else dict(num_looks=num_looks)
