@@ -34,6 +34,17 @@ def test_region_top1_equals_a_loop_over_the_regions(seed, texts):
   assert region_retrieval.measure(rows)["retrieval_top1"] == pytest.approx(hits / 12)
 
 
+def test_region_top10_counts_captions_not_regions_and_ties_are_no_finds():
+  rows = _rows(n=30, d=4)
+  ranks = [sorted(range(30), key=lambda c, i=i: -rows["ztxt"][c] @ rows["zimg"][i]).index(i)
+           for i in range(30)]
+  got = region_retrieval.measure(rows)["retrieval_top10"]
+  assert got == pytest.approx(np.mean(np.array(ranks) < 10))
+  # A model that says the same of everything has found nothing.
+  rows["zimg"][:] = rows["ztxt"][:] = 0.5
+  assert region_retrieval.measure(rows)["retrieval_top10"] == 0.0
+
+
 def test_region_measures_are_perfect_for_a_perfect_model_and_do_not_depend_on_the_order():
   rows = _rows(texts=[0, 1, 0, 2, 2, 3, 4, 5, 6, 0, 7, 8])
   rows["zimg"] = rows["ztxt"]
