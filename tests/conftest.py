@@ -4,6 +4,8 @@ import os
 import pathlib
 import sys
 
+import pytest
+
 # Before jax is imported anywhere: the number of devices is fixed when its backend starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
 _FLAG = "--xla_force_host_platform_device_count"
@@ -12,3 +14,13 @@ if _FLAG not in os.environ.get("XLA_FLAGS", ""):
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def small_sample_data(tmp_path_factory):
+  """A few canvases of the sample data, small ones: a data set that configs and commands can use."""
+  from input_pipeline.build import sample
+
+  out = tmp_path_factory.mktemp("data") / "sample"
+  sample.build(out, train=8, val=3, progress=False, max_side=2048)
+  return out

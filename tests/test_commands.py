@@ -7,23 +7,15 @@ import pytest
 from PIL import Image
 
 from big_vision_ext import bench, encode, evaluate, train
-from input_pipeline.build import sample
 
 CONFIG = "configs/ps3/own_data.py:runlocal"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  out = tmp_path_factory.mktemp("data") / "sample"
-  sample.build(str(out), train=8, val=3, progress=False, max_side=1536)
-  return out
-
-
-@pytest.fixture(scope="module")
-def workdir(data, tmp_path_factory):
+def workdir(small_sample_data, tmp_path_factory):
   out = tmp_path_factory.mktemp("run")
-  argv = ["--config", f"{CONFIG},data={data}", "--workdir", str(out), "--config.mesh.data=1",
-          "--config.mesh.fsdp=8", "--config.batch_size=8"]
+  argv = ["--config", f"{CONFIG},data={small_sample_data}", "--workdir", str(out),
+          "--config.mesh.data=1", "--config.mesh.fsdp=8", "--config.batch_size=8"]
   assert train.main(argv) == 0
   return out
 
@@ -62,9 +54,9 @@ def test_encode_writes_features_and_a_picture_for_files_of_any_shape(workdir, tm
 
 
 @pytest.mark.slow
-def test_encode_takes_records_with_their_boxes_and_captions(workdir, data, tmp_path):
-  argv = ["--workdir", str(workdir), "--data", str(data), "--index", "1", "--region", "0",
-          "--out", str(tmp_path)]
+def test_encode_takes_records_with_their_boxes_and_captions(workdir, small_sample_data, tmp_path):
+  argv = ["--workdir", str(workdir), "--data", str(small_sample_data), "--index", "1",
+          "--region", "0", "--out", str(tmp_path)]
   assert encode.main(argv) == 0
   assert len(list(tmp_path.glob("val-1_*.png"))) == 1
 
@@ -78,10 +70,10 @@ def test_encode_takes_records_with_their_boxes_and_captions(workdir, data, tmp_p
   (["--data", "{data}", "--looks", "many"], "--looks=many"),
   (["--data", "{data}", "--split", "test"], "val"),
 ])
-def test_encode_says_what_is_wrong_with_its_arguments(workdir, data, tmp_path, capsys, extra,
-                                                      message):
+def test_encode_says_what_is_wrong_with_its_arguments(workdir, small_sample_data, tmp_path, capsys,
+                                                      extra, message):
   argv = ["--workdir", str(workdir), "--out", str(tmp_path / "out")]
-  assert encode.main(argv + [e.format(data=data) for e in extra]) == 2
+  assert encode.main(argv + [e.format(data=small_sample_data) for e in extra]) == 2
   assert message in capsys.readouterr().err
   assert not (tmp_path / "out").exists()
 

@@ -57,7 +57,7 @@ def so400m(a, *, scales: tuple[int, ...], batch_size: int) -> ml_collections.Con
       type="region_retrieval", input=dict(split="val"), batch_size=256, eval_percent=10))
 
   if a.runlocal:
-    c.batch_size = a.batch or 4
+    c.batch_size = a.batch or 8
     del c.total_examples
     c.total_steps = 2
     c.schedule = dict(type="cosine", warmup_steps=1)
@@ -72,5 +72,5 @@ def so400m(a, *, scales: tuple[int, ...], batch_size: int) -> ml_collections.Con
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.log_steps = 1
     del c.keep_ckpt_percent
-    c.evals.regions.update(batch_size=4, eval_percent=None, selections=("topdown",))
+    c.evals.regions.update(batch_size=8, eval_percent=None, selections=("topdown",))
   return c

@@ -63,7 +63,7 @@ def get_config(arg=None):
                  eval_percent=20))
 
   if a.runlocal:
-    c.batch_size = 4
+    c.batch_size = 8
     del c.total_epochs
     c.total_steps = 2
     c.schedule = dict(type="cosine", warmup_steps=1)
@@ -75,6 +75,6 @@ def get_config(arg=None):
     c.model.text = dict(width=32, depth=2, mlp_dim=64, num_heads=2, vocab_size=a.vocab,
                         text_len=16)
     c.log_steps = 1
-    c.evals.regions.update(batch_size=4, eval_percent=None, selections=("topdown",))
+    c.evals.regions.update(batch_size=8, eval_percent=None, selections=("topdown",))
     del c.evals["whole"]
   return c

@@ -69,15 +69,6 @@ def test_a_config_runs_locally_on_the_sample_data(path, tmp_path, small_sample_d
   assert any("loss" in line for line in lines)
 
 
-@pytest.fixture(scope="module")
-def small_sample_data(tmp_path_factory):
-  from input_pipeline.build import sample
-
-  out = tmp_path_factory.mktemp("data") / "sample"
-  sample.build(str(out), train=8, val=4, progress=False, max_side=1536)
-  return out
-
-
 if __name__ == "__main__":
   GOLDEN.mkdir(exist_ok=True)
   for config_path, config_name in zip(CONFIGS, NAMES):
