@@ -10,7 +10,7 @@ import ml_collections
 NEW_PARAMETERS = ("img/(prior_prompt|pos_emb_residual_.*|selection_feature_proj/.*)",
                   "img/(highres_selection|prompt_proj_for_highres)/.*", "prompt_proj/.*")
 
-# Regions at fixed places, of one caption each: enough to see the whole machine move.
+# Both towers of a smoke run: small enough for any CPU, with every part of the real ones.
 _TINY = dict(width=32, depth=2, mlp_dim=64, num_heads=2)
 
 
