@@ -4,6 +4,7 @@ Everything here takes and gives uint8 NumPy images (h, w, 3); boxes are in pixel
 """
 
 from collections.abc import Mapping, Sequence
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -14,6 +15,55 @@ BOX_COLOUR = (40, 255, 60)
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 # Control points of a perceptually ordered map from dark violet to yellow, low to high.
 _HEAT = np.array([[13, 8, 60], [96, 10, 140], [180, 40, 110], [240, 110, 50], [250, 230, 80]])
+
+
+def selection_sheet(image: np.ndarray, features: Mapping[str, np.ndarray], *, name: str,
+                    prompt: str | None = None, boxes: np.ndarray | None = None,
+                    highlight: int | None = None) -> np.ndarray:
+  """The sheet that shows what was looked at: image, score maps, selected patches.
+
+  Args:
+    image: (h, w, 3) uint8, of any size but the aspect ratio of the image.
+    features: an output of the encoder; see `features.FEATURES`.
+    name, prompt: what it is of, for the title.
+    boxes: (n, 4) in pixels of `image`, if they are known.
+    highlight: the box that the prompt is about.
+  """
+  boxes = np.zeros((0, 4)) if boxes is None else boxes
+
+  def boxed(picture):
+    return draw_boxes(picture, boxes, highlight=highlight) if len(boxes) else picture
+
+  h, w = features["image_size"].tolist()
+  panels = {f"image, {w} x {h} px": boxed(image)}
+  panels["bottom-up score"] = boxed(overlay_score(image, features["score_bottomup"]))
+  if "score_topdown" in features:
+    panels["top-down score"] = boxed(overlay_score(image, features["score_topdown"]))
+  grids = [tuple(g) for g in features["grids"][1:].tolist()]
+  scale, index = features["selected_scale"], features["selected_index"]
+  selected = [index[scale == i] for i in range(len(grids))]
+  total = sum(y * x for y, x in grids)
+  panels[f"selected: {len(index)} of {total} patches"] = boxed(
+      outline_patches(image, grids, selected))
+  legend = {f"{s} px: {len(at)} of {y * x} patches": SCALE_COLOURS[i % len(SCALE_COLOURS)]
+            for i, (s, at, (y, x)) in enumerate(zip(features["scales"][1:], selected, grids))}
+  if len(boxes):
+    legend["annotated box"] = BOX_COLOUR
+  title = f"{name}: \"{prompt}\"" if prompt else f"{name} (no prompt: bottom-up)"
+  return sheet(panels, title=title, legend=legend)
+
+
+def shrink(image: np.ndarray, side: int) -> np.ndarray:
+  """The picture with its longer side at most `side` pixels."""
+  h, w = image.shape[:2]
+  ratio = min(1.0, side / max(h, w))
+  shape = (max(1, round(w * ratio)), max(1, round(h * ratio)))
+  return np.asarray(Image.fromarray(image).resize(shape, Image.LANCZOS))
+
+
+def write_png(image: np.ndarray, file: IO[bytes]) -> None:
+  """Writes the picture to an open binary file."""
+  Image.fromarray(image).save(file, format="PNG")
 
 
 def heat(values: np.ndarray) -> np.ndarray:

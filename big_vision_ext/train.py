@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import jax
 
-from big_vision_ext import evaluators, tasks
+from big_vision_ext import evaluators, tasks, weights
 from big_vision_ext.core import checkpoint, schedules, sharding, trees
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import console as console_lib
@@ -98,19 +98,24 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
   with console.doing("Looking for a checkpoint"):
     restored = checkpoints.restore_latest(shapes, shardings)
   clock_state = restored[1]["clock"] if restored else {}
+  # What the weights began from, for the cards of exports.
+  origin = checkpoint.origin(restored[1]) if restored else {}
   if restored:
     state = restored[0]
   elif config.resume:
     with console.doing(f"Resuming {config.resume}"):
       source, at = checkpoint.find(config.resume)
-      state, _ = source.restore(at, shapes, shardings)
+      state, meta = source.restore(at, shapes, shardings)
+    origin = checkpoint.origin(meta)
   else:
     with console.doing("Initialising the parameters"), sharding.use(mesh, ()):
       state = jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed))
       jax.block_until_ready(state)
     if config.init:
       with console.doing(f"Loading weights from {config.init.path}"):
-        state["params"] = checkpoint.init_params(config.init, state["params"], shardings["params"])
+        state["params"], source = weights.init_params(config.init, state["params"],
+                                                      shardings["params"])
+      origin = {"init": [source]}
   start = int(state["step"])
   if start >= total:
     raise TrainingError(f"config.resume={config.resume} has taken {start} steps already; this run "
@@ -197,7 +202,7 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
           if writer:
             writer.flush()
           checkpoints.save(step, state, {"config": config_lib.to_dict(config),
-                                         "clock": clock.state()})
+                                         "clock": clock.state(), **origin})
     if stop and step < total:
       checkpoints.wait()
       console.say(f"Stopped after step {step} of {total}, which is saved; "

@@ -87,9 +87,10 @@ class ExampleMaker:
 
     The picture is not written: rows of one image share one, see `eval_image`.
     """
-    caption = sample.global_text if region is None else sample.texts[region]
+    # An image that is shown for its class may have no caption.
+    caption = sample.global_text or "" if region is None else sample.texts[region]
     whole = (0, 0, sample.width, sample.height)
-    caption = self._canonical(transforms.clean_caption(caption))
+    caption = eval_caption(self._config, caption)
     self._write_rest(batch, row, sample, region, whole, caption)
 
   def write_padding(self, batch: dict[str, np.ndarray], row: int) -> None:
@@ -142,6 +143,12 @@ class ExampleMaker:
       batch["boxes"][row] = 0
       batch["boxes"][row, : len(kept)] = boxes[kept]
       batch["num_boxes"][row] = len(kept)
+
+
+def eval_caption(config: InputConfig, caption: str) -> str:
+  """Returns a whole caption as evaluation reads it: cleaned, and canonical if so configured."""
+  caption = transforms.clean_caption(caption)
+  return text.canonicalize(caption) if config.canonicalize else caption.strip()
 
 
 class ImageCache:

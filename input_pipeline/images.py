@@ -126,37 +126,39 @@ def reduction(pixels: UInt8[np.ndarray, "y x 3"], width: int, height: int) -> in
 def resize_region(
   pixels: UInt8[np.ndarray, "y x 3"],
   box: tuple[float, float, float, float],
-  size: int,
+  size: int | tuple[int, int],
   method: str = "bicubic",
-) -> UInt8[np.ndarray, "size size 3"]:
-  """Cuts a region out and resizes it to a square.
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Cuts a region out and resizes it.
 
   Args:
     pixels: the image.
     box: x0, y0, x1, y1 in (fractions of) pixels of `pixels`.
-    size: side of the result in pixels.
+    size: height and width of the result in pixels, or one number for a square.
     method: one of `RESIZE_METHODS`. "bicubic" is Pillow's, antialiased, A = -0.5: what published
       models were trained with. "fast" is OpenCV's: bilinear where the image shrinks by less than
       2 or grows, which can alias a little, and the mean of areas beyond; 5 to 10 times faster.
   """
   height, width = pixels.shape[:2]
+  out_h, out_w = size if isinstance(size, tuple) else (size, size)
   # A box at the border may be out by the last bit of its floats, which Pillow refuses.
   x0, y0 = max(box[0], 0.0), max(box[1], 0.0)
   x1, y1 = min(box[2], float(width)), min(box[3], float(height))
   if method == "bicubic":
     image = Image.fromarray(pixels)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=(x0, y0, x1, y1)))
-  zoom_x, zoom_y = (x1 - x0) / size, (y1 - y0) / size
+    return np.asarray(image.resize((out_w, out_h), Image.Resampling.BICUBIC, box=(x0, y0, x1, y1)))
+  zoom_x, zoom_y = (x1 - x0) / out_w, (y1 - y0) / out_h
   if max(zoom_x, zoom_y) >= 2:
     left, top = round(x0), round(y0)
     part = pixels[top : max(round(y1), top + 1), left : max(round(x1), left + 1)]
-    return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
+    return cv2.resize(part, (out_w, out_h), interpolation=cv2.INTER_AREA)
   # Centres of pixels lie at halves: output pixel i is at x0 + (i + 0.5) * zoom - 0.5.
   mapping = np.array(
     [[zoom_x, 0, x0 + zoom_x / 2 - 0.5], [0, zoom_y, y0 + zoom_y / 2 - 0.5]], np.float64
   )
   flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-  return cv2.warpAffine(pixels, mapping, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+  shape = (out_w, out_h)
+  return cv2.warpAffine(pixels, mapping, shape, flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 @functools.cache

@@ -5,15 +5,13 @@ changes who makes a row, never what is in it. So the step is all the state there
 run continues bit-identically anywhere.
 """
 
-import concurrent.futures
-import functools
-import os
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from input_pipeline import records
+from input_pipeline import contents
 from input_pipeline.examples import UNUSABLE, ExampleMaker
 from input_pipeline.input_config import InputConfig, InputError, dataset_size, open_members
 from input_pipeline.mixture import Member, Mixture
@@ -29,6 +27,12 @@ __all__ = [
   "train_stream",
 ]
 
+# What an evaluation stream can show, as its errors call it.
+_ITEMS = {
+  "regions": "regions",
+  "images": "images with a global caption",
+  "labelled": "images with a class label",
+}
 # How many other records are tried for a position whose own cannot be used.
 _TRIES = 20
 # Skips are a share of at least so many records: one in the first batch does not stop a run.
@@ -76,11 +80,11 @@ def eval_stream(
   config: InputConfig,
   *,
   batch_size: int,
-  items: Literal["regions", "images"] = "regions",
+  items: Literal["regions", "images", "labelled"] = "regions",
   process_index: int = 0,
   process_count: int = 1,
 ) -> Stream:
-  """Returns a finite stream over all regions, or all globally captioned images, in record order.
+  """Returns a finite stream over regions, captioned images, or labelled images, in record order.
 
   Images are squashed to S x S without a crop, captions are whole. The last batch is padded: rows
   with "mask" False stand for nothing. Every process sees the same number of batches, `len(stream)`.
@@ -89,7 +93,9 @@ def eval_stream(
   Args:
     config: what to read; mixture weights are ignored, each data set is gone through once.
     batch_size: rows of the global batch.
-    items: "regions" (is_global False), or "images" whose box is the whole image.
+    items: "regions" (is_global False), or those with a caption of the whole ("images") or with a
+      class ("labelled"), whose box is the whole image. Which class it is, and further captions,
+      `contents.of_config` says.
     process_index, process_count: as for train_stream.
 
   Returns:
@@ -102,23 +108,21 @@ def eval_stream(
     InputError, DatasetError, TokenizerError: if it cannot start, for instance with no items.
     LoadError: if more than config.max_skip_share of the records are unusable.
   """
-  if items not in ("regions", "images"):
-    raise InputError(f"eval items are {items!r}; expected 'regions' or 'images'.")
+  if items not in _ITEMS:
+    raise InputError(f"eval items are {items!r}; expected one of {', '.join(_ITEMS)}.")
   rows = _rows_per_process(batch_size, process_index, process_count)
   members = open_members(config)
   entries, news = [], News()
   first = 0
   for member in members:
-    counts, has_global, skips = _contents(member.source, config.threads)
+    found, skips = contents.of_source(member.source, config.threads)
     news.merge(skips)
-    for i in range(len(counts)):
-      regions = range(counts[i]) if items == "regions" else [None] * bool(has_global[i])
-      entries += [(member, i, first + i, region) for region in regions]
-    first += len(counts)
+    for i, entry in enumerate(found):
+      entries += [(member, i, first + i, region) for region in _rows_of(entry, items)]
+    first += len(found)
   if not entries:
     names = ", ".join(member.source.name for member in members)
-    what = "regions" if items == "regions" else "images with a global caption"
-    raise InputError(f"{names}: there are no {what} to evaluate on.")
+    raise InputError(f"{names}: there are no {_ITEMS[items]} to evaluate on.")
   batches = _EvalBatches(config, entries, batch_size, rows, process_index)
   stream = Stream(batches, config, judged_over=min(first, _JUDGED_OVER))
   stream.count(news)
@@ -236,6 +240,13 @@ class _EvalBatches:
     return batch, news
 
 
+def _rows_of(entry: contents.Entry, items: str) -> Sequence[int | None]:
+  """Returns the regions of a record to show; None stands for the whole."""
+  if items == "regions":
+    return range(entry.regions)
+  return [None] if (entry.captions if items == "images" else entry.label is not None) else []
+
+
 def _rows_per_process(batch_size: int, process_index: int, process_count: int) -> int:
   if not 0 <= process_index < process_count:
     raise InputError(f"process {process_index} of {process_count} does not exist.")
@@ -244,37 +255,3 @@ def _rows_per_process(batch_size: int, process_index: int, process_count: int) -
       f"batch_size is {batch_size}, expected a positive multiple of the {process_count} processes."
     )
   return batch_size // process_count
-
-
-def _contents(source: records.RecordSource, threads: int) -> tuple[list[int], list[bool], News]:
-  """Returns, for each record, its number of regions and whether it has a global caption."""
-  directory, split = source.directory, source.split
-  stamp = os.stat(os.path.join(directory, records.MANIFEST)).st_mtime_ns
-  return _read_contents(directory, split, stamp, threads)
-
-
-@functools.lru_cache(maxsize=16)
-def _read_contents(
-  directory: str, split: str, stamp: int, threads: int
-) -> tuple[list[int], list[bool], News]:
-  # `stamp` makes a rebuilt data set be read again.
-  del stamp
-  source = records.open_dataset(directory, split)
-
-  def look(index: int) -> tuple[int, bool] | Exception:
-    try:
-      sample = source[index]
-    except UNUSABLE as e:
-      return e
-    return len(sample.texts), sample.global_text is not None
-
-  counts, has_global, news = [], [], News()
-  with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
-    for found in pool.map(look, range(len(source))):
-      if isinstance(found, Exception):
-        news.seen += 1
-        news.skip(found)
-        found = 0, False
-      counts.append(found[0])
-      has_global.append(found[1])
-  return counts, has_global, news

@@ -49,6 +49,8 @@ class Sample:
     texts: n captions, one per box.
     global_text: caption of the whole image, if there is one.
     source: where the image came from (a data set, a file), for messages and credits.
+    label: name of the class the image belongs to, if it has one; for evaluation.
+    captions: captions of the whole image one by one, where it has several; for evaluation.
   """
 
   id: str
@@ -59,6 +61,8 @@ class Sample:
   texts: list[str]
   global_text: str | None = None
   source: str = ""
+  label: str | None = None
+  captions: list[str] = dataclasses.field(default_factory=list)
 
 
 def encode_sample(sample: Sample) -> bytes:
@@ -76,6 +80,10 @@ def encode_sample(sample: Sample) -> bytes:
     "source": sample.source,
     "image": sample.image,
   }
+  # Only where there is one: data sets without are the same to the byte as before there were any,
+  # and readers of this version that know neither ignore them.
+  fields |= {"label": sample.label} if sample.label is not None else {}
+  fields |= {"captions": list(sample.captions)} if sample.captions else {}
   _sample_from(fields, "the sample to be written")
   try:
     return msgpack.packb(fields, use_bin_type=True)
@@ -132,14 +140,17 @@ _FIELDS = {
   "source": str,
   "image": bytes,
 }
+_OPTIONAL = {"label": str, "captions": list}
 
 
 def _sample_from(fields: Mapping[str, Any], where: str) -> Sample:
   """Checks every field of an unpacked record and returns the sample."""
   if isinstance(fields.get("id"), str) and fields["id"]:
     where = f"{where} (id {fields['id']!r})"
-  for name, kind in _FIELDS.items():
+  for name, kind in {**_FIELDS, **_OPTIONAL}.items():
     if name not in fields:
+      if name in _OPTIONAL:
+        continue
       raise RecordError(f"{where}: field {name!r} is missing.")
     if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
       raise RecordError(
@@ -166,6 +177,18 @@ def _sample_from(fields: Mapping[str, Any], where: str) -> Sample:
     raise RecordError(
       f"{where}: global caption is {text!r}, expected text or None.", "record-caption"
     )
+  label, captions = fields.get("label"), fields.get("captions", [])
+  if label is not None and not label.strip():
+    raise RecordError(f"{where}: label is {label!r}, expected the name of a class.", "record-label")
+  for i, text in enumerate(captions):
+    if not isinstance(text, str) or not text.strip():
+      raise RecordError(
+        f"{where}: caption {i} of the whole is {text!r}, expected text.", "record-caption"
+      )
+  if captions and fields["global_text"] is None:
+    raise RecordError(
+      f"{where}: {len(captions)} captions of the whole but no global caption.", "record-caption"
+    )
   _check_boxes(boxes, width, height, where)
   return Sample(
     id=fields["id"],
@@ -176,6 +199,8 @@ def _sample_from(fields: Mapping[str, Any], where: str) -> Sample:
     texts=list(texts),
     global_text=fields["global_text"],
     source=fields["source"],
+    label=label,
+    captions=list(captions),
   )
 
 

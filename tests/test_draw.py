@@ -42,3 +42,38 @@ def test_sheets_and_boxes_take_any_image_size(size):
   boxed = draw.draw_boxes(image, np.array([[0, 0, size[1], size[0]]]), ["label"], highlight=0)
   page = draw.sheet({"one": boxed, "two": image}, title="a title " * 30, legend={"x": (1, 2, 3)})
   assert page.dtype == np.uint8 and page.ndim == 3
+
+
+def output(grids, scale, index, shape):
+  """What an encoder says of an image, as far as a picture shows it."""
+  return {
+      "grids": np.array([(4, 4), *grids], np.int32), "scales": np.array([32, 64, 128]),
+      "selected_scale": np.array(scale), "selected_index": np.array(index),
+      "score_bottomup": np.eye(4, dtype=np.float32), "image_size": np.array(shape, np.int32)}
+
+
+def test_patches_of_flat_images_lie_where_their_grid_says():
+  image = np.full((100, 400, 3), 200, np.uint8)
+  # Patch (1, 6) of a grid of 2 x 8: rows 50 to 100, columns 300 to 350.
+  picture = draw.outline_patches(image, [(2, 8)], [np.array([14])])
+  lit = np.argwhere((picture == 200).all(-1))
+  assert lit.min(0) == pytest.approx([50, 300], abs=2)
+  assert lit.max(0) == pytest.approx([99, 349], abs=2)
+
+
+def test_a_sheet_has_a_panel_for_each_score_and_grows_with_none(tmp_path):
+  image = np.full((60, 240, 3), 90, np.uint8)
+  found = output([(2, 8), (4, 16)], [0, 1, 1], [3, 7, 8], (600, 2400))
+  plain = draw.selection_sheet(image, found, name="x")
+  found["score_topdown"] = 1 - found["score_bottomup"]
+  boxes = np.array([[10, 10, 100, 50]])
+  prompted = draw.selection_sheet(image, found, name="x", prompt="a cat", boxes=boxes, highlight=0)
+  assert plain.shape[1] * 4 == pytest.approx(prompted.shape[1] * 3, rel=0.01)
+  assert (prompted == draw.BOX_COLOUR).all(-1).any()
+  assert not (plain == draw.BOX_COLOUR).all(-1).any()
+
+
+def test_pictures_shrink_to_a_side_and_never_grow():
+  assert draw.shrink(np.zeros((30, 60, 3), np.uint8), 20).shape == (10, 20, 3)
+  assert draw.shrink(np.zeros((30, 60, 3), np.uint8), 100).shape == (30, 60, 3)
+  assert draw.shrink(np.zeros((1, 900, 3), np.uint8), 20).shape == (1, 20, 3)

@@ -98,7 +98,7 @@ BAD = {
         ["--config.optim.freeze=('fc9/.*',)"],
     "image: the task wants uint8(8, 8, 8, 3), the input gives uint8(8, 16, 16, 3)":
         ["--config.input.image_size=16"],
-    "nowhere: there is no such directory": ["--config.init=nowhere"],
+    "nowhere: there is no such file or folder": ["--config.init=nowhere"],
     "config.evals.held_out.type='retrieval'": ["--config.evals.held_out.type=retrieval"],
     "unknown argument '--worksdir=x'; did you mean --workdir?": ["--worksdir=x"],
     "config.total_percent": ["--config.total_percent=5"],
@@ -150,6 +150,11 @@ def test_init_takes_the_weights_only(data, finished, tmp_path):
   for name, value in last_params(tmp_path).items():
     np.testing.assert_array_equal(value, want[name])
   assert checkpoint.load_workdir(tmp_path)[2] == 1
+  # What it began from is kept, also by runs that go on, for the cards of what is exported.
+  assert start(data, tmp_path, f"--config.init={finished}/checkpoints/5", "--config.lr=0.0",
+               "--config.optim.weight_decay=0.0", "--config.total_steps=2", steps=1) == 0
+  (source,) = checkpoint.Checkpoints(tmp_path, read_only=True).meta(2)["init"]
+  assert source["path"] == f"{finished}/checkpoints/5" and "step 5" in source["format"]
 
 
 def test_a_model_of_another_shape_gets_a_list_of_what_differs(data, finished, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""How does a run survive the end of its process, and how do its weights get into another one?
+"""How does a run survive the end of its process?
 
 `WORKDIR/checkpoints/STEP/` has three items: `params`, `rest` (optimiser and counters) and `meta`
 (JSON: config, versions, and a manifest with name, shape, dtype and checksum of every array). A
@@ -8,6 +8,7 @@ folder gets its final name only when it is complete, so a number is a whole chec
 import errno
 import importlib.metadata
 import logging
+import math
 import os
 import pathlib
 import platform
@@ -19,12 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from big_vision_ext.core import sharding, trees
-from big_vision_ext.core.config import Config, Init, resolve
+from big_vision_ext.core import trees
+from big_vision_ext.core.config import Config, resolve
 
 FORMAT, VERSION = "bve-checkpoint", 1
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged_checkpoints"
+# How much is read at once where parameters are read one after another.
+_READ_BYTES = 1 << 28
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 
 
@@ -171,10 +174,40 @@ class Checkpoints:
       DamagedError: files are missing or altered.
     """
     meta = self.meta(step)
-    target = {n: np.empty(a["shape"], jnp.dtype(a["dtype"]))
-              for n, a in meta["arrays"].items() if n.startswith("params/")}
-    arrays = self._read(step, ("params",), target, meta)
-    return {n.removeprefix("params/"): np.asarray(x) for n, x in arrays.items()}
+    names = [n for n in meta["arrays"] if n.startswith("params/")]
+    groups, room = [[]], _READ_BYTES
+    for name in names:
+      array = meta["arrays"][name]
+      size = math.prod(array["shape"]) * jnp.dtype(array["dtype"]).itemsize
+      if groups[-1] and size > room:
+        groups.append([])
+        room = _READ_BYTES
+      groups[-1].append(name)
+      room -= size
+    out = {}
+    for group in groups:
+      out |= self._read_on_host(step, group, names, meta)
+    return {n.removeprefix("params/"): x for n, x in out.items()}
+
+  def _read_on_host(self, step, group, names, meta):
+    """The parameters of `group`, of all there are: reading them at once takes thrice the memory."""
+    target = {n.removeprefix("params/"): np.empty(meta["arrays"][n]["shape"],
+                                                  jnp.dtype(meta["arrays"][n]["dtype"]))
+              if n in group else ocp.PLACEHOLDER for n in names}
+    tree = trees.nest(target)
+    try:
+      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        read = reader.restore(self._root / str(step) / "params", args=ocp.args.PyTreeRestore(
+            item=tree, restore_args=jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)))
+      flat = trees.flatten(read)
+      arrays = {n: np.asarray(flat[n.removeprefix("params/")]) for n in group}
+    except (PermissionError, MemoryError):
+      raise
+    except Exception as error:
+      raise self._unreadable(step, error) from error
+    self._check_sums(step, {n: _host_checksum(x) for n, x in arrays.items()}, meta)
+    return arrays
 
   def _read(self, step, items, target, meta):
     parts = dict(zip(("params", "rest"), _divide(target)))
@@ -189,13 +222,18 @@ class Checkpoints:
     except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:
-      raise DamagedError(f"{self._root / str(step)}: its arrays cannot be read "
-                         f"({_short(error)})") from error
-    altered = [n for n in arrays if int(sums[n]) != meta["arrays"][n]["sum"]]
-    if altered:
-      raise DamagedError(f"{self._root / str(step)}: {len(altered)} of {len(arrays)} arrays are "
-                         f"not what was saved, e.g. {altered[0]} (their checksums differ)")
+      raise self._unreadable(step, error) from error
+    self._check_sums(step, sums, meta)
     return arrays
+
+  def _unreadable(self, step, error):
+    return DamagedError(f"{self._root / str(step)}: its arrays cannot be read ({_short(error)})")
+
+  def _check_sums(self, step, sums, meta):
+    altered = [n for n in sums if int(sums[n]) != meta["arrays"][n]["sum"]]
+    if altered:
+      raise DamagedError(f"{self._root / str(step)}: {len(altered)} of {len(sums)} arrays are not "
+                         f"what was saved, e.g. {altered[0]} (their checksums differ)")
 
   def _open(self):
     return ocp.CheckpointManager(self._root, options=ocp.CheckpointManagerOptions(
@@ -274,39 +312,6 @@ def load_workdir(workdir: str | os.PathLike, step: int | None = None) -> tuple[C
   return resolve(checkpoints.meta(step)["config"]), params, step
 
 
-def init_params(init: Init, params: Any, shardings: Any) -> Any:
-  """`params` with the values of another run's checkpoint, matched by name.
-
-  Args:
-    init: where from, and which names may differ.
-    params: our parameters, placed; those that `allow_missing` names keep these values.
-    shardings: where each lives.
-
-  Raises:
-    CheckpointError: arrays are missing, extra or misshapen; they are listed by name.
-    PatternError: a pattern matches nothing.
-  """
-  checkpoints, step = find(init.path)
-  source = _rename(checkpoints.params(step), init)
-  ours, places = trees.flatten(params), trees.flatten(shardings)
-
-  def allowed(patterns, names, what):
-    return {n for n, yes in trees.first_match(
-        [(p, True) for p in patterns], names, False, what).items() if yes}
-  # A pattern is judged against all names: that nothing was missing is no mistake.
-  may_miss = allowed(init.allow_missing, list(ours), "config.init.allow_missing")
-  may_extra = allowed(init.allow_extra, list(source), "config.init.allow_extra")
-  source = {n: x for n, x in source.items() if n in ours or n not in may_extra}
-  want = {n: x for n, x in ours.items() if n in source or n not in may_miss}
-  kind = {n: (tuple(x.shape), _kind(x.dtype)) for n, x in source.items()}
-  check_names(kind, {n: (tuple(x.shape), _kind(x.dtype)) for n, x in want.items()},
-              f"config.init={init.path}")
-  logging.info("init: %d of %d parameters come from %s (step %d)", len(want), len(ours), init.path,
-               step)
-  return trees.map_with_names(
-      lambda n, x: sharding.put(source[n], places[n], x.dtype) if n in want else x, params)
-
-
 def check_names(have: dict[str, Any], want: dict[str, Any], where: str) -> None:
   """Compares {name: (shape, dtype)}; a difference is a CheckpointError that lists it by name."""
   lines = []
@@ -322,6 +327,11 @@ def check_names(have: dict[str, Any], want: dict[str, Any], where: str) -> None:
   if lines:
     raise CheckpointError(f"{where}: its arrays are not those of this model:\n  "
                           + "\n  ".join(lines))
+
+
+def origin(meta: dict) -> dict:
+  """The part of a checkpoint's description that later ones of the run carry on: its `init`."""
+  return {"init": meta["init"]} if meta.get("init") else {}
 
 
 def versions() -> dict[str, str]:
@@ -346,25 +356,16 @@ def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
   return {name: one(x) for name, x in arrays.items()}
 
 
+def _host_checksum(x: np.ndarray, chunk: int = 1 << 24) -> int:
+  """What `_checksums` gives, of an array on the host."""
+  bits = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
+  parts = (np.sum(bits[i:i + chunk], dtype=np.uint64) for i in range(0, bits.size, chunk))
+  return sum(map(int, parts)) % 2**32
+
+
 def _divide(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
   params = {n.removeprefix("params/"): x for n, x in arrays.items() if n.startswith("params/")}
   return params, {n: x for n, x in arrays.items() if not n.startswith("params/")}
-
-
-def _rename(source: dict[str, Any], init: Init) -> dict[str, Any]:
-  out = {}
-  rules = [(pattern, (pattern, to)) for pattern, to in init.map]
-  chosen = trees.first_match(rules, list(source), None, "config.init.map")
-  for name, rule in chosen.items():
-    new = trees.compile_pattern(rule[0], "config.init.map").sub(rule[1], name) if rule else name
-    if new in out:
-      raise CheckpointError(f"config.init.map: {name} would be a second {new}")
-    out[new] = source[name]
-  return out
-
-
-def _kind(dtype: Any) -> str:
-  return "floating" if jnp.issubdtype(dtype, jnp.floating) else str(dtype)
 
 
 def _show(entry: tuple) -> str:

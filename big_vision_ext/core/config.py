@@ -91,19 +91,21 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-  """Weights to begin with, from another run.
+  """Weights to begin with: of another run, or in any format of `convert`.
 
   Attributes:
-    path: a workdir (its latest checkpoint), or one checkpoint's folder.
+    path: a workdir (its latest checkpoint), one checkpoint's folder, or weights of another library.
     map: (pattern, replacement) pairs that turn their names into ours.
     allow_missing: patterns of our parameters that may be absent there; they keep their random init.
     allow_extra: patterns of their parameters, under our names, that are not needed here.
+    resize_posemb: resize image position tables of another grid instead of refusing them.
   """
 
   path: str
   map: tuple[tuple[str, str], ...] = ()
   allow_missing: tuple[str, ...] = ()
   allow_extra: tuple[str, ...] = ()
+  resize_posemb: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

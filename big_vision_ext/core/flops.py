@@ -126,6 +126,10 @@ def ps3(
   selection_depth: int = 3,
   selection_kernel: int = 28,
   highres_selection: bool = True,
+  adapter_hidden: int = 0,
+  adapter_depth: int = 0,
+  pool_width: int = 0,
+  pool_mlp_dim: int = 0,
 ) -> dict[str, int]:
   """PS3 on one square image, by part (Shi et al. 2025, sec. 3).
 
@@ -138,13 +142,23 @@ def ps3(
     selection_size, selection_hidden, selection_out, selection_depth, selection_kernel: of the
       convolutional branch that looks at the high resolution before selection.
     highres_selection: whether that branch exists.
+    adapter_hidden, adapter_depth: of the adapter before pooling; 0 if there is none.
+    pool_width, pool_mlp_dim: of the pooling head; 0 for those of the transformer.
 
   Returns:
     `low` (transformer and pooling on the smallest scale), `select`, `high` (all looks, with
     pooling over all their tokens) and `total`.
   """
   grid = (scales[0] // patch_size) ** 2
-  low = vit(tokens=grid, width=width, depth=depth, mlp_dim=mlp_dim, patch_size=patch_size)
+
+  def pooling(tokens):
+    to = pool_width or width
+    adapter = [width, adapter_hidden, *[adapter_hidden] * adapter_depth, to]
+    head = map_head(tokens, to, pool_mlp_dim or mlp_dim)
+    return head + (tokens * _chain(adapter) if adapter_hidden else 0)
+
+  sizes = dict(width=width, depth=depth, mlp_dim=mlp_dim, patch_size=patch_size)
+  low = vit(tokens=grid, pool_type="none", **sizes) + pooling(grid)
   features = num_select_layers * width
   # Of the published output, one slice of `width` per scale, only the first is used or computed.
   select = grid * (_chain([features, features, width]) + 2 * width * num_prompts)
@@ -159,7 +173,7 @@ def ps3(
     patches(n, width, patch_size) + depth * block(n, width, mlp_dim, grid) for n in selected
   )
   if sum(selected):
-    high += map_head(sum(selected), width, mlp_dim)
+    high += pooling(sum(selected))
   return {"low": low, "select": select, "high": high, "total": low + select + high}
 
 

@@ -1,12 +1,13 @@
 """How does an evaluator run a task's output over a whole data set and get host arrays back?"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
-from input_pipeline import loader
+from input_pipeline import contents, loader
 
 
 def batches(input_config, items: str, batch_size: int, batch_sharding) -> Iterator[tuple]:
@@ -14,8 +15,7 @@ def batches(input_config, items: str, batch_size: int, batch_sharding) -> Iterat
 
   `batch_size` is the global one, rounded up to what the batch sharding can divide.
   """
-  shards = batch_shards(batch_sharding)
-  batch_size = -(-batch_size // shards) * shards
+  batch_size = _divisible(batch_size, batch_sharding)
   stream = loader.eval_stream(
       input_config, batch_size=batch_size, items=items,
       process_index=jax.process_index(), process_count=jax.process_count())
@@ -54,3 +54,39 @@ def collect(fn: Callable, params: Any, stream: Iterator[tuple]) -> dict[str, np.
   if not rows:
     raise ValueError("the evaluation split has no examples: nothing can be measured on it")
   return {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+
+
+def embed_texts(
+    fn: Callable, params: Any, texts: Sequence[str], input_config, batch_size: int, batch_sharding
+) -> tuple[Float[np.ndarray, "u d"], np.ndarray]:
+  """Embeddings of the different ones of some texts, and which of them each text has.
+
+  Texts are tokenised as evaluation batches are. Those with equal ids are the same text.
+
+  Args:
+    fn: `fn(params, {"text": ids (b, l)}) -> (b, d)`.
+    params: of `fn`.
+    texts: n texts.
+    input_config: says how to tokenise.
+    batch_size: texts at a time, over all processes; rounded up to what can be divided.
+    batch_sharding: how a batch is laid out.
+
+  Returns:
+    (u, d) embeddings and (n,) indices into them.
+  """
+  ids, which = np.unique(contents.token_rows(input_config, texts), axis=0, return_inverse=True)
+  batch_size = _divisible(min(batch_size, len(ids)), batch_sharding)
+  rows = batch_size // jax.process_count()
+  first = jax.process_index() * rows
+  out = []
+  for start in range(0, len(ids), batch_size):
+    part = ids[start:start + batch_size]
+    filled = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
+    batch = loader.to_global({"text": filled[first:first + rows]}, batch_sharding)
+    out.append(to_host(fn(params, batch))[:len(part)])
+  return np.concatenate(out), which.reshape(-1)
+
+
+def _divisible(batch_size: int, batch_sharding) -> int:
+  shards = batch_shards(batch_sharding)
+  return -(-batch_size // shards) * shards

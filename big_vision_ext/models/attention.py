@@ -5,21 +5,24 @@ the softmax's sum is cheapest after the product with the values. On TPU and GPU 
 where it takes the shapes, does better with the tokens in front.
 """
 
+import contextlib
+import contextvars
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from absl import logging
 from jaxtyping import Array, Bool, Float
 
-IMPLEMENTATIONS = ("einsum", "heads", "xla", "cudnn")
+IMPLEMENTATIONS = ("einsum", "heads", "xla", "cudnn", "portable")
 
 # Above this many scores (16 MiB) the CPU goes head by head and recomputes the scores in the
 # backward pass. Measured on two cores: below, the loop costs more than it saves; above, training
 # is 1.1 to 2 times faster with it and needs a third to a sixth of the memory.
 _MAX_STORED_SCORES = 2**22
 
-IMPLEMENTATIONS = ("einsum", "heads", "xla", "cudnn")
+_portable = contextvars.ContextVar("portable", default=False)
 
 
 def attend(
@@ -54,12 +57,24 @@ def attend(
     return _heads_major(q, k, v, mask).transpose(0, 2, 1, 3)
   if implementation == "heads":
     return _head_by_head(q, k, v, mask)
+  if implementation == "portable":
+    return _portably(q, k, v, mask)
   if implementation in ("xla", "cudnn"):
     mask = None if mask is None else mask[:, None, None, :]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
   raise ValueError(
     f"Attention implementation {implementation!r} is unknown; it is one of {IMPLEMENTATIONS}."
   )
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+  """What is traced inside chooses at lowering: for programs made for several platforms at once."""
+  token = _portable.set(True)
+  try:
+    yield
+  finally:
+    _portable.reset(token)
 
 
 def platform() -> str:
@@ -77,13 +92,34 @@ def platform() -> str:
 
 
 def _choose(q, k, mask) -> str:
+  if _portable.get():
+    return "portable"
   where = platform()
   if where == "cpu":
-    b, tq, h, _ = q.shape
-    return "einsum" if b * h * tq * k.shape[1] <= _MAX_STORED_SCORES else "heads"
+    return _choose_cpu(q, k)
   if where in ("gpu", "cuda") and mask is None and _cudnn_takes(q, k):
     return "cudnn"
   return "xla"
+
+
+def _choose_cpu(q, k) -> str:
+  b, tq, h, _ = q.shape
+  # A batch of no certain size, in an exported program, is judged by one of its rows.
+  b = b if isinstance(b, int) else 1
+  return "einsum" if b * h * tq * k.shape[1] <= _MAX_STORED_SCORES else "heads"
+
+
+def _portably(q, k, v, mask):
+  """Each platform its own, of those that need nothing of the machine that traces."""
+
+  def use(implementation):
+    return lambda q, k, v, *mask: attend(
+      q, k, v, mask=mask[0] if mask else None, implementation=implementation
+    )
+
+  operands = (q, k, v) if mask is None else (q, k, v, mask)
+  others = dict.fromkeys(("tpu", "cuda", "rocm"), use("xla"))
+  return jax.lax.platform_dependent(*operands, cpu=use(_choose_cpu(q, k)), **others)
 
 
 def _cudnn_takes(q, k) -> bool:

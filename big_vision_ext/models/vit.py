@@ -35,6 +35,7 @@ _VARIANTS = {
 }
 _POOLS = ("map", "gap", "tok", "none")
 _POSEMBS = ("learn", "sincos2d")
+_POSEMB_FITS = ("resize", "crop")
 
 
 def variant(name: str) -> dict[str, int]:
@@ -87,6 +88,8 @@ class ViT(nn.Module):
     patch_size: pixels, one number or height and width.
     pool_type: "map" (attention head), "gap" (mean), "tok" (class token) or "none".
     posemb_type: "learn" or "sincos2d".
+    posemb_fit: what a learned table does for another grid: "resize", or "crop" to its upper left
+      part (C-RADIO).
     rep_size: width of a tanh layer between pooling and head; 0 for none, -1 for `width`.
     num_classes: outputs of a linear head; 0 for none.
     head_zeroinit: whether that head starts at zero.
@@ -103,6 +106,7 @@ class ViT(nn.Module):
   patch_size: int | tuple[int, int] = 16
   pool_type: str = "map"
   posemb_type: str = "learn"
+  posemb_fit: str = "resize"
   rep_size: int = 0
   num_classes: int = 0
   head_zeroinit: bool = True
@@ -118,6 +122,7 @@ class ViT(nn.Module):
   def setup(self):
     _one_of("pool_type", self.pool_type, _POOLS)
     _one_of("posemb_type", self.posemb_type, _POSEMBS)
+    _one_of("posemb_fit", self.posemb_fit, _POSEMB_FITS)
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     lecun = nn.initializers.lecun_normal
     # A convolution whose stride is its size is a product over the pixels of a patch.
@@ -143,13 +148,17 @@ class ViT(nn.Module):
     )
     self.drop = nn.Dropout(self.dropout)
     if self.pool_type == "map":
-      self.MAPHead_0 = MAPHead(self.num_heads, self.mlp_dim, self.act, self.ln_eps, **types)
+      self.MAPHead_0 = self.make_pool(**types)
     if self.rep_size:
       size = self.width if self.rep_size < 0 else self.rep_size
       self.pre_logits = Projection((size,), ("embed", "out"), kernel_init=lecun, **types)
     if self.num_classes:
       init = _zeros if self.head_zeroinit else lecun
       self.head = Projection((self.num_classes,), ("embed", "out"), kernel_init=init, **types)
+
+  def make_pool(self, **types) -> nn.Module:
+    """The attention head of `pool_type="map"`; models whose head has other sizes override it."""
+    return MAPHead(self.num_heads, self.mlp_dim, self.act, self.ln_eps, **types)
 
   def __call__(self, image: Float[Array, "b y x c"], deterministic: bool = True):
     """Image -> one vector.
@@ -197,6 +206,7 @@ class ViT(nn.Module):
 
     A learned table of another grid is resized as a whole, keeping its aspect ratio, until it
     covers the grid, and its upper left part is taken (antialiased bicubic, A=-0.5; timm's rule).
+    With `posemb_fit="crop"` it is not resized.
     """
     if self.posemb_type == "sincos2d":
       return jnp.asarray(sincos2d(gh, gw, self.width))
@@ -204,6 +214,12 @@ class ViT(nn.Module):
     h, w = self.posemb_grid
     if (gh, gw) == (h, w):
       return table
+    if self.posemb_fit == "crop":
+      if gh > h or gw > w:
+        raise ValueError(
+          f"posemb_fit='crop' cannot give {gh} x {gw} positions out of posemb_grid={(h, w)}."
+        )
+      return table.reshape(h, w, self.width)[:gh, :gw].reshape(gh * gw, self.width)
     scale = max(gh / h, gw / w)
     shape = (max(gh, round(h * scale)), max(gw, round(w * scale)), self.width)
     table = table.reshape(h, w, self.width)

@@ -4,10 +4,12 @@ A task is a frozen object with
 
 - `init(rng, batch) -> params` (leaves may be boxed with their logical axes),
 - `loss(params, batch, rng, train) -> (scalar, {name: scalar})`,
-- `outputs: {name: fn(params, batch, ...)}` for evaluators, `encode` and export,
+- `outputs: {name: fn(params, batch, ...)}` for evaluators, `encode` and export; `text` reads only
+  the batch's "text", `image` only its "image",
 - `batch_spec(batch_size) -> {name: jax.ShapeDtypeStruct}`, shapes without data,
 - optionally `after_update(params) -> params`, applied after each optimiser step,
-- optionally `flops_per_example`, model FLOPs of one training example.
+- optionally `flops_per_example`, model FLOPs of one training example, and `forward_flops(selected)`
+  of one image and text with looks of so many tokens each.
 
 Everything is pure and may be jitted.
 """

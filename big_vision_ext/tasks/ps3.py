@@ -7,7 +7,7 @@ captions of the batch. The selection scores are taught the box.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -64,7 +64,7 @@ class Task:
     image = vit.build(ps3.PS3Vision, _towers.plain(c.image), "config.model.image")
     set_field = lambda name, value: object.__setattr__(self, name, value)
     set_field("vision", image)
-    set_field("text", _towers.text_tower(c.text, out_dim=image.width))
+    set_field("text", _towers.text_tower(c.text, out_dim=image.out_width))
     set_field("prompt", selection_head.PromptProj(image.width))
     set_field("outputs", {
         "image": self.embed_image, "text": self.embed_text, "region": self.embed_region,
@@ -78,14 +78,22 @@ class Task:
   @property
   def flops_per_example(self) -> int:
     """Model FLOPs of one training example: three times the forward pass."""
+    return flops.train(self.forward_flops((sum(self.vision.budget()),), num_prompts=2))
+
+  def forward_flops(self, selected: Sequence[int], num_prompts: int = 1) -> int:
+    """FLOPs of one image and one text, with looks of so many tokens each; () for none."""
     v = self.vision
-    vision = flops.ps3(
-        scales=v.scales, selected=(sum(v.budget()),), width=v.width, depth=v.depth,
+    parts = flops.ps3(
+        scales=v.scales, selected=selected, width=v.width, depth=v.depth,
         mlp_dim=v.mlp_dim, patch_size=v.patch_size, num_select_layers=len(v.select_layers),
-        num_prompts=2, selection_size=v.selection_size, selection_hidden=v.selection_hidden,
+        num_prompts=num_prompts, selection_size=v.selection_size,
+        selection_hidden=v.selection_hidden,
         selection_out=v.selection_out, selection_depth=v.selection_depth,
-        selection_kernel=v.selection_kernel, highres_selection=v.highres_branch)
-    return flops.train(vision["total"] + _towers.text_flops(self.text))
+        selection_kernel=v.selection_kernel, highres_selection=v.highres_branch,
+        adapter_hidden=v.adapter_hidden, adapter_depth=v.adapter_depth, pool_width=v.pool_width,
+        pool_mlp_dim=v.pool_mlp_dim)
+    vision = parts["total"] if sum(selected) else parts["low"]
+    return vision + _towers.text_flops(self.text)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     spec = _towers.batch_spec(batch_size, self.image_size, self.text.text_len)
@@ -102,7 +110,7 @@ class Task:
         "img": self.vision.init(img, one["image"], prompt=width, box=one["box"],
                                 is_global=one["is_global"])["params"],
         "txt": self.text.init(txt, one["text"])["params"],
-        "prompt_proj": self.prompt.init(prompt, width)["params"],
+        "prompt_proj": self.prompt.init(prompt, jnp.zeros((1, self.text.out_dim)))["params"],
         "t": jnp.full((1,), np.log(self.config.temperature_init), jnp.float32),
         "b": jnp.full((1,), self.config.bias_init, jnp.float32),
     }
@@ -137,12 +145,21 @@ class Task:
     low = self.vision.apply({"params": params["img"]}, batch["image"], method="low")
     return selection_head.l2_normalize(low["pooled"])
 
-  def embed_region(self, params, batch, selection: str = "topdown"):
-    """What one look at a region gives, with one of `SELECTIONS` to choose the patches.
+  def embed_region(self, params, batch, selection: str = "topdown", num_looks: int = 1,
+                   only_first_n_scales: int | None = None):
+    """What looks at a region give, with one of `SELECTIONS` to choose the patches.
+
+    Args:
+      params: the task's.
+      batch: a batch of regions.
+      selection: how patches are chosen.
+      num_looks: how often; 0 pools the tokens on the box of the low-resolution pass.
+      only_first_n_scales: how many of the high-resolution scales to look at; None for all.
 
     Returns:
       zimg, ztxt (b, d); recall (b,), the share of the high-resolution tokens on the box that were
-      selected; budget_share (b,), the share of all of them that one look selects.
+      selected, and budget_share (b,), the share of all of them that were, both of the scales that
+      are looked at, and neither without looks.
     """
     if selection not in SELECTIONS:
       raise ValueError(f"selection={selection!r}: expected one of {', '.join(SELECTIONS)}")
@@ -150,6 +167,11 @@ class Task:
     b = batch["image"].shape[0]
     size = (self.image_size, self.image_size)
     grids = self.vision.grids(size)
+    if not num_looks:
+      low = self.vision.apply({"params": params["img"]}, batch["image"], method="low")
+      hits = geometry.hit_map(batch["box"], size, self.vision.cells).reshape(b, -1)
+      pooled = self.vision.apply({"params": params["img"]}, low["last"], hits, method="pool_high")
+      return {"zimg": selection_head.l2_normalize(pooled), "ztxt": ztxt}
     scores = None
     if selection == "random":
       # One key for each region: the choice does not depend on the batch it comes in.
@@ -160,18 +182,23 @@ class Task:
         {"params": params["img"]}, batch["image"],
         prompt=prompt if selection == "topdown" else None,
         box=batch["box"] if selection == "gt" else None,
-        scores=scores, num_looks=1, method="encode_image")
-    hits = jnp.concatenate([geometry.hits_at(batch["box"], size, grid, index)
-                            for grid, index in zip(grids, out["index"])], axis=1)
-    wanted = sum(geometry.hit_map(batch["box"], size, grid).sum((1, 2)) for grid in grids)
+        scores=scores, num_looks=num_looks, only_first_n_scales=only_first_n_scales,
+        method="encode_image")
+    per_scale = [geometry.hits_at(batch["box"], size, grid, index)
+                 for grid, index in zip(grids, out["index"])]
+    hits = jnp.concatenate(per_scale, axis=1)
+    seen = grids[:only_first_n_scales]
+    found = sum(h.sum(1) for h in per_scale[:len(seen)])
+    taken = sum(h.shape[1] for h in per_scale[:len(seen)])
+    wanted = sum(geometry.hit_map(batch["box"], size, grid).sum((1, 2)) for grid in seen)
     pooled = self.vision.apply(
         {"params": params["img"]}, out["last_hidden"][:, -hits.shape[1]:], hits,
         method="pool_high")
-    total = sum(y * x for y, x in grids)
+    total = sum(y * x for y, x in seen)
     return {
         "zimg": selection_head.l2_normalize(pooled), "ztxt": ztxt,
-        "recall": hits.sum(1) / jnp.maximum(wanted, 1),
-        "budget_share": jnp.full((b,), hits.shape[1] / total),
+        "recall": found / jnp.maximum(wanted, 1),
+        "budget_share": jnp.full((b,), taken / total),
     }
 
   def encode(self, params, batch, **kwargs):
@@ -181,16 +208,13 @@ class Task:
     it returns: `text`, the normalised embedding of the prompt (b, d), and `score_bottomup` and
     `score_topdown`, selection probabilities (b, gy, gx); those of the prompt only if there is one.
     """
-    variables = {"params": params["img"]}
     text, prompt = self._read(params, batch) if "text" in batch else (None, None)
     out = self.vision.apply(
-        variables, batch["image"], prompt=prompt, method="encode_image", **kwargs)
+        {"params": params["img"]}, batch["image"], prompt=prompt, method="encode_image", **kwargs)
+    out |= {"score_bottomup": jax.nn.sigmoid(out["bottomup_score"])}
     if prompt is None:
-      return out | {"score_bottomup": jax.nn.sigmoid(out["score"])}
-    low = self.vision.apply(variables, batch["image"], method="low")
-    bottomup = self.vision.apply(variables, batch["image"], low, method="score")
-    return out | {"text": text, "score_topdown": jax.nn.sigmoid(out["score"]),
-                  "score_bottomup": jax.nn.sigmoid(bottomup["score"])}
+      return out
+    return out | {"text": text, "score_topdown": jax.nn.sigmoid(out["score"])}
 
   def _read(self, params, batch):
     """Normalised text embedding and the prompt made of it, both (b, d)."""

@@ -5,7 +5,7 @@ low-resolution counterpart of PS3: it is told the same, and sees the region in f
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import flax
@@ -69,11 +69,16 @@ class Task:
   @property
   def flops_per_example(self) -> int:
     """Model FLOPs of one training example: three times the forward pass."""
-    v, t = self.vision, self.text
-    return flops.train(
-        flops.vit(tokens=v.posemb_grid[0] * v.posemb_grid[1], width=v.width, depth=v.depth,
-                  mlp_dim=v.mlp_dim, patch_size=v.patch_size, pool_type=v.pool_type)
-        + _towers.text_flops(t))
+    return flops.train(self.forward_flops())
+
+  def forward_flops(self, selected: Sequence[int] = ()) -> int:
+    """FLOPs of one image and one text; nothing is selected here."""
+    del selected
+    v = self.vision
+    vision = flops.vit(
+        tokens=v.posemb_grid[0] * v.posemb_grid[1], width=v.width, depth=v.depth,
+        mlp_dim=v.mlp_dim, patch_size=v.patch_size, pool_type=v.pool_type)
+    return vision + _towers.text_flops(self.text)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     return _towers.batch_spec(batch_size, self.image_size, self.text.text_len)

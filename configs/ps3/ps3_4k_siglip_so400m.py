@@ -20,7 +20,7 @@ from configs.ps3 import common
 
 
 def get_config(arg=None):
-  """`arg`: data=DIR, init=WORKDIR of a SigLIP run, tokenizer=SPEC, batch=N, runlocal."""
+  """`arg`: data=DIR, init=weights of SigLIP, tokenizer=SPEC, batch=N, runlocal."""
   a = config_lib.parse_arg(
       arg, data="data/regions", init="", tokenizer="bytes", batch=0, runlocal=False)
-  return common.so400m(a, scales=(378, 756, 1512, 3780), batch_size=4096)
+  return common.published(a, "siglip", "4k", batch_size=4096)

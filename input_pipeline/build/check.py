@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline import images as images_lib
-from input_pipeline.build.plan import Item, Region, readable
+from input_pipeline.build.plan import Item, Region, readable, words_of
 from input_pipeline.build.skips import SkipRecord
 from input_pipeline.build.writer import BuiltSample
 
@@ -36,8 +36,8 @@ def loader_of(images: str | os.PathLike) -> Callable[[Item], BuiltSample]:
     if item.problem is not None:
       raise SkipRecord(*item.problem)
     return sample_from(
-      item.id, _read(images, item), item.regions, item.global_text, size=item.size,
-      source=item.image,
+      item.id, _read(images, item), item.regions, item.global_text, label=item.label,
+      captions=item.captions, size=item.size, source=item.image,
     )
 
   return load
@@ -49,6 +49,8 @@ def sample_from(
   regions: Sequence[Region],
   global_text: Any,
   *,
+  label: Any = None,
+  captions: Sequence[Any] = (),
   size: tuple[int, int] | None = None,
   source: str = "",
   relative: bool = False,
@@ -59,7 +61,10 @@ def sample_from(
     name: the sample's id.
     data: the image file.
     regions: boxes in pixels of the displayed image, with captions.
-    global_text: caption of the whole image, or None.
+    global_text: caption of the whole image, or None; an image with a label and no caption at all
+      takes its words.
+    label: name of its class, or None.
+    captions: captions of the whole image one by one; a single one is the global caption already.
     size: (width, height) the boxes were made for, if known.
     source: where the image came from.
     relative: boxes are shares of width and height instead of pixels.
@@ -88,6 +93,16 @@ def sample_from(
     global_text, problem = _clean_caption(global_text)
     if problem:
       dropped.append((problem, "global caption"))
+  label = _clean_label(label, dropped)
+  if label is not None and global_text is None and not texts:
+    global_text = words_of(label) or label
+  several = []
+  for caption in captions if len(captions) > 1 else ():
+    caption, problem = _clean_caption(caption)
+    if problem:
+      dropped.append((problem, "one of several global captions"))
+    else:
+      several.append(caption)
   if not texts and global_text is None:
     raise SkipRecord("nothing-to-learn", _why_nothing(dropped))
   return BuiltSample(
@@ -99,6 +114,8 @@ def sample_from(
     texts=texts,
     global_text=global_text,
     source=readable(source),
+    label=label,
+    captions=several if len(several) > 1 and global_text is not None else [],
     dropped=dropped,
     mended=mended,
   )
@@ -194,6 +211,15 @@ def _clean_caption(text: Any) -> tuple[str | None, str]:
   except UnicodeEncodeError:
     return None, "caption-not-utf8"
   return text, ""
+
+
+def _clean_label(label: Any, dropped: _Notes) -> str | None:
+  if label is None:
+    return None
+  label, problem = _clean_caption(label)
+  if problem:
+    dropped.append((problem.replace("caption", "label"), "label"))
+  return label
 
 
 def _is_number(value: Any) -> bool:

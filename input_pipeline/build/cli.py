@@ -22,7 +22,9 @@ _OPTIONS = {
   "jsonl": ("images*", "annotations*"),
   "coco": ("images*", "annotations*", "captions"),
   "visual_genome": ("images*", "annotations*", "image_data"),
-  "tfds": ("images*", "tfds_split", "image_key", "text_key", "box_key", "box_text_key"),
+  "tfds": (
+    "images*", "tfds_split", "image_key", "text_key", "label_key", "box_key", "box_text_key",
+  ),
 }
 _OF_READING = ("split", "val_share", "limit", "shard_size", "max_skip_share", "licence")
 
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--tfds-split", help="tfds: split to read, slices allowed (default train)")
   add("--image-key", help="tfds: image feature (default image)")
   add("--text-key", help="tfds: caption or label of the whole image")
+  add("--label-key", help="tfds: class label of the whole image, for evaluation")
   add("--box-key", help="tfds: boxes, as objects/bbox")
   add("--box-text-key", help="tfds: captions or labels of the boxes, as objects/label")
   add("--seed", type=int, help="sample: seed (default 0)")
@@ -162,6 +165,7 @@ def _plan(args: argparse.Namespace) -> plan_lib.Plan:
   keys = tfds_source.Keys(
     image=getattr(args, "image_key", "image"),
     text=getattr(args, "text_key", ""),
+    label=getattr(args, "label_key", ""),
     box=getattr(args, "box_key", ""),
     box_text=getattr(args, "box_text_key", ""),
   )

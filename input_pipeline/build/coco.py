@@ -4,7 +4,8 @@ Boxes are [x, y, width, height]. A box's captions are the annotation's "caption"
 or "sentences" (texts, or objects with "raw" or "sent", as RefCOCO has them): one region for each.
 Without them the category's name serves, as "a zebra" or "an apple", with blanks for "_".
 Annotations without a box, as in COCO's caption files, describe the whole image: all captions of
-an image, in the order of their ids, become the sentences of its global caption.
+an image, in the order of their ids, become the sentences of its global caption, and are kept one
+by one beside it.
 """
 
 import collections
@@ -15,7 +16,14 @@ from typing import Any
 
 from input_pipeline.build import check, json_stream
 from input_pipeline.build.durable import BuildError
-from input_pipeline.build.plan import Item, Plan, Region, count_unmentioned, only_first_of_each_id
+from input_pipeline.build.plan import (
+  Item,
+  Plan,
+  Region,
+  count_unmentioned,
+  only_first_of_each_id,
+  sentences,
+)
 
 
 @dataclasses.dataclass
@@ -57,9 +65,10 @@ def read(
     regions = tuple(
       region for box in tables.boxes.get(entry["id"], ()) for region in _regions(box, tables)
     )
-    texts = _joined(tables.captions.get(entry["id"], ()))
-    if regions or texts is not None:
-      plan.items.append(_item(entry, regions, texts))
+    found = sorted(tables.captions.get(entry["id"], ()), key=lambda pair: pair[0])
+    captions = tuple(text for _, text in found)
+    if regions or captions:
+      plan.items.append(_item(entry, regions, captions))
     else:
       plan.set_aside["image-without-annotation"] += 1
   lost = [len(found) for image, found in tables.boxes.items() if image not in ids]
@@ -158,21 +167,9 @@ def _phrase(name: str) -> str:
   return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def _joined(captions: list[tuple]) -> Any:
-  if not captions:
-    return None
-  captions = sorted(captions, key=lambda pair: pair[0])
-  sentences = []
-  for _, text in captions:
-    if not isinstance(text, str) or not text.strip():
-      continue
-    text = text.strip()
-    sentences.append(text if text[-1] in ".!?" else f"{text}.")
-  # With nothing to join, the first one is passed on, for the checks to count it.
-  return " ".join(sentences) if sentences else captions[0][1]
-
-
-def _item(entry: dict[str, Any], regions: tuple[Region, ...], texts: Any) -> Item:
+def _item(
+  entry: dict[str, Any], regions: tuple[Region, ...], captions: tuple[Any, ...]
+) -> Item:
   files = []
   if isinstance(name := entry["file_name"], str) and name:
     files += [name, os.path.basename(name)]
@@ -191,7 +188,9 @@ def _item(entry: dict[str, Any], regions: tuple[Region, ...], texts: Any) -> Ite
     image=files[0],
     files=tuple(dict.fromkeys(files)),
     regions=regions,
-    global_text=texts,
+    # With nothing to join, the first one is passed on, for the checks to count it.
+    global_text=(sentences(captions) or captions[0]) if captions else None,
+    captions=captions,
     size=(width, height) if known else None,
   )
 

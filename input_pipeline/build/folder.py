@@ -10,7 +10,7 @@ import os
 import pathlib
 
 from input_pipeline.build import check, jsonl
-from input_pipeline.build.plan import Item, Plan, all_files, is_image
+from input_pipeline.build.plan import Item, Plan, all_files, is_image, words_of
 
 
 def read(images: str | os.PathLike) -> Plan:
@@ -38,9 +38,8 @@ def read(images: str | os.PathLike) -> Plan:
     if caption is not None:
       plan.items.append(_captioned(root, name, caption, plan))
     elif by_class and "/" in name:
-      folder = name.split("/")[-2]
-      text = folder.replace("_", " ").replace("-", " ")
-      plan.items.append(Item(name, name, (name,), global_text=text))
+      label = name.split("/")[-2]
+      plan.items.append(Item(name, name, (name,), global_text=words_of(label), label=label))
     else:
       plan.set_aside["image-without-caption"] += 1
   return plan

@@ -1,9 +1,11 @@
 """How do lines of JSON become items? One line per image, in the project's own layout.
 
   {"image": "a/b.jpg", "id": "optional", "global_text": "optional caption of the whole image",
+   "captions": ["optional: several of them", "one by one"], "label": "optional class",
    "regions": [{"box": [x0, y0, x1, y1], "text": "caption of the box"}]}
 
-Boxes are in pixels of the image as it is displayed; "image" is relative to the image directory.
+Captions without a "global_text" become its sentences. Boxes are in pixels of the image as it is
+displayed; "image" is relative to the image directory.
 """
 
 import collections
@@ -13,9 +15,16 @@ from typing import Any
 
 from input_pipeline.build import check
 from input_pipeline.build.durable import BuildError
-from input_pipeline.build.plan import Item, Plan, Region, count_unmentioned, only_first_of_each_id
+from input_pipeline.build.plan import (
+  Item,
+  Plan,
+  Region,
+  count_unmentioned,
+  only_first_of_each_id,
+  sentences,
+)
 
-_KEYS = frozenset({"image", "id", "global_text", "regions"})
+_KEYS = frozenset({"image", "id", "global_text", "captions", "label", "regions"})
 
 
 def read(images: str | os.PathLike, annotations: str | os.PathLike) -> Plan:
@@ -57,12 +66,20 @@ def item_from(entry: dict[str, Any], where: str, set_aside: collections.Counter)
   if not isinstance(regions, (list, type(None))):
     detail = f'{where}: "regions" is {type(regions).__name__}, expected a list'
     return Item(name, image, problem=("regions-malformed", detail))
+  captions = entry.get("captions")
+  if not isinstance(captions, (list, type(None))):
+    detail = f'{where}: "captions" is {type(captions).__name__}, expected a list'
+    return Item(name, image, problem=("captions-malformed", detail))
+  captions = tuple(captions or ())
+  text = entry.get("global_text")
   return Item(
     id=name,
     image=image,
     files=(image,),
     regions=tuple(_region(region) for region in regions or ()),
-    global_text=entry.get("global_text"),
+    global_text=sentences(captions) if text is None else text,
+    label=entry.get("label"),
+    captions=captions,
   )
 
 

@@ -44,6 +44,8 @@ class Item:
     files: where the file may be, under the image directory, in order of preference.
     regions: boxes and captions.
     global_text: caption of the whole image.
+    label: name of its class.
+    captions: captions of the whole image one by one, if there are several.
     size: (width, height) in pixels according to the annotations, if they say.
     problem: (reason, detail) if the record cannot be built.
   """
@@ -53,6 +55,8 @@ class Item:
   files: tuple[str, ...] = ()
   regions: tuple[Region, ...] = ()
   global_text: Any = None
+  label: Any = None
+  captions: tuple[Any, ...] = ()
   size: tuple[int, int] | None = None
   problem: tuple[str, str] | None = None
 
@@ -77,6 +81,18 @@ class Plan:
 def readable(text: str) -> str:
   """A file name as valid Unicode: bytes that are none become escapes."""
   return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def words_of(label: str) -> str:
+  """The name of a class as a caption says it: with blanks for "_" and "-"."""
+  return " ".join(label.replace("_", " ").replace("-", " ").split())
+
+
+def sentences(texts: Iterable[Any]) -> str | None:
+  """Several captions of one image as the sentences of one; None if none of them is a text."""
+  texts = [t.decode("utf-8", "surrogateescape") if isinstance(t, bytes) else t for t in texts]
+  texts = [t.strip() for t in texts if isinstance(t, str) and t.strip()]
+  return " ".join(t if t[-1] in ".!?" else f"{t}." for t in texts) or None
 
 
 def only_first_of_each_id(items: Iterable[Item]) -> list[Item]:

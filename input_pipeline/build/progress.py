@@ -13,14 +13,15 @@ class Progress:
     total: how many records there are in all.
     done: how many of them an earlier run finished (they do not count for the rate).
     enabled: False keeps it silent.
+    unit: what is counted, in the plural.
     stream: where to write; standard error by default.
   """
 
   def __init__(
     self, name: str, total: int, *, done: int = 0, enabled: bool = True,
-    stream: TextIO | None = None,
+    unit: str = "records", stream: TextIO | None = None,
   ):
-    self._name = name
+    self._name, self._unit = name, unit
     self._total = total
     self._start = self._done = done
     self._skipped = 0
@@ -48,7 +49,7 @@ class Progress:
     seconds = max(now - self._began, 1e-6)
     fresh = self._done - self._start
     rate = fresh / seconds
-    text = f"{self._name}: {self._done:,}/{self._total:,} records"
+    text = f"{self._name}: {self._done:,}/{self._total:,} {self._unit}"
     if self._start:
       text += f" ({self._start:,} from an earlier run)"
     if self._skipped:

@@ -12,7 +12,7 @@ from typing import Any
 
 from input_pipeline.build import check
 from input_pipeline.build.durable import BuildError
-from input_pipeline.build.plan import Plan, Region
+from input_pipeline.build.plan import Plan, Region, sentences
 from input_pipeline.build.skips import SkipRecord
 
 
@@ -23,12 +23,14 @@ class Keys:
   Attributes:
     image: an Image feature.
     text: a Text or ClassLabel of the whole image, or a sequence of them.
+    label: the ClassLabel (or Text) that says which class the whole image is of.
     box: a sequence of BBoxFeature.
     box_text: a sequence of Text or ClassLabel, one for each box.
   """
 
   image: str = "image"
   text: str = ""
+  label: str = ""
   box: str = ""
   box_text: str = ""
 
@@ -53,10 +55,10 @@ def read(dataset: str, split: str, keys: Keys) -> Plan:
   Raises:
     BuildError: no such data set, split or feature, or a format only TensorFlow can read.
   """
-  if not keys.text and not (keys.box and keys.box_text):
+  if not keys.text and not keys.label and not (keys.box and keys.box_text):
     raise BuildError(
-      "--from tfds needs to know where captions are: --text-key for the whole image, or "
-      "--box-key with --box-text-key for regions"
+      "--from tfds needs to know where captions are: --text-key or --label-key for the whole "
+      "image, or --box-key with --box-text-key for regions"
     )
   builder = _open(dataset)
   features = builder.info.features
@@ -93,21 +95,23 @@ def _loader(source: Any, features: Any, keys: Keys) -> Callable[[Example], Any]:
         raise SkipRecord("regions-malformed", f"{len(boxes)} boxes, but {len(texts)} captions")
       for (y0, x0, y1, x1), text in zip(boxes, texts):
         regions.append(Region((x0, y0, x1, y1), text))
-    text = None
+    text, found = None, ()
     if keys.text:
       found = texts_at(example, keys.text)
-      text = found[0] if len(found) == 1 else _sentences(found)
+      text = found[0] if len(found) == 1 else sentences(found)
+    label = None
+    if keys.label:
+      labels = texts_at(example, keys.label)
+      if len(labels) != 1:
+        raise SkipRecord("label-not-one", f"{len(labels)} labels {labels[:3]}, expected one")
+      # An unknown label is none.
+      label = labels[0] or None
     data = _value(example, keys.image)
-    return check.sample_from(item.id, data, regions, text, source=item.image, relative=True)
+    return check.sample_from(
+      item.id, data, regions, text, label=label, captions=found, source=item.image, relative=True
+    )
 
   return load
-
-
-def _sentences(texts: list[Any]) -> str | None:
-  """Several captions of one image as the sentences of one."""
-  texts = [t.decode("utf-8", "surrogateescape") if isinstance(t, bytes) else t for t in texts]
-  texts = [t.strip() for t in texts if isinstance(t, str) and t.strip()]
-  return " ".join(t if t[-1] in ".!?" else f"{t}." for t in texts) or None
 
 
 def _open(dataset: str):

@@ -177,55 +177,6 @@ def test_a_full_disk_is_a_clear_error_and_leaves_the_earlier_checkpoint(mesh, sa
   checkpoints.close()
 
 
-class TestInit:
-
-  def load(self, mesh, path, params=None, **settings):
-    params = make_state(mesh, 0.0)["params"] if params is None else params
-    places = jax.tree.map(lambda _: sharding.replicated(mesh), params)
-    return checkpoint.init_params(config.Init(str(path), **settings), params, places)
-
-  @pytest.mark.parametrize("suffix,scale", [("", 2), ("checkpoints", 2), ("checkpoints/1", 1)])
-  def test_weights_come_from_a_workdir_or_one_checkpoint(self, suffix, scale, mesh, saved):
-    params = self.load(mesh, saved / suffix)
-    assert params["t"] == scale
-
-  def test_a_floating_dtype_follows_ours(self, mesh, saved):
-    ours = make_state(mesh)["params"]
-    ours["a"]["bias"] = ours["a"]["bias"].astype(jnp.float32)
-    params = self.load(mesh, saved, ours)
-    assert params["a"]["bias"].dtype == jnp.float32
-    np.testing.assert_array_equal(params["a"]["bias"], np.full(4, jnp.bfloat16(1 / 3), np.float32))
-
-  def test_differences_are_errors_unless_allowed(self, mesh, saved):
-    ours = {"a": make_state(mesh, 0.0)["params"]["a"], "b": jnp.full(3, 5.0)}
-    with pytest.raises(checkpoint.CheckpointError, match="(?s)missing in it.* b .*extra in it.* t"):
-      self.load(mesh, saved, ours)
-    params = self.load(mesh, saved, ours, allow_missing=("b",), allow_extra=("t",))
-    np.testing.assert_array_equal(params["b"], np.full(3, 5.0))
-    np.testing.assert_array_equal(
-        params["a"]["kernel"], make_state(mesh, 2)["params"]["a"]["kernel"])
-
-  def test_names_are_mapped(self, mesh, saved):
-    ours = {"img": {"kernel": jnp.zeros((16, 4)), "bias": jnp.zeros(4)}, "t": jnp.float32(0)}
-    params = self.load(mesh, saved, ours, map=(("a/(.*)", r"img/\1"),))
-    np.testing.assert_array_equal(
-        params["img"]["kernel"], make_state(mesh, 2)["params"]["a"]["kernel"])
-
-  def test_a_pattern_that_matches_nothing_is_an_error(self, mesh, saved):
-    for settings in ({"map": (("c/.*", ""),)}, {"allow_missing": ("c/.*",)},
-                     {"allow_extra": ("c/.*",)}):
-      with pytest.raises(trees.PatternError, match=f"config.init.{list(settings)[0]}.*'c/"):
-        self.load(mesh, saved, **settings)
-
-  def test_a_path_without_a_checkpoint_is_named(self, mesh, saved, tmp_path):
-    with pytest.raises(checkpoint.CheckpointError, match="nowhere: there is no such directory"):
-      self.load(mesh, tmp_path / "nowhere")
-    with pytest.raises(checkpoint.CheckpointError, match="has no checkpoint"):
-      self.load(mesh, tmp_path)
-    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of step 5, only of 1, 2"):
-      self.load(mesh, saved / "checkpoints" / "5")
-
-
 def test_load_workdir_gives_config_parameters_and_step(mesh, tmp_path):
   written = {"task": "siglip", "total_steps": 5, "batch_size": 8, "optim": {"b2": 0.95}}
   checkpoints = checkpoint.Checkpoints(tmp_path)

@@ -90,6 +90,19 @@ def test_ps3_high_resolution_cost_follows_the_budget_and_not_the_image():
   assert flops.ps3(scales=(378,), selected=[], **so400m)["high"] == 0
 
 
+def test_an_adapter_and_a_pooling_head_of_its_own_size_are_counted_by_hand():
+  sizes = dict(width=8, depth=2, mlp_dim=12, patch_size=4, scales=(8, 16), selected=[3])
+  plain = flops.ps3(**sizes)
+  own = flops.ps3(
+    **sizes, adapter_hidden=5, adapter_depth=2, pool_width=6, pool_mlp_dim=7
+  )  # fmt: skip
+  for part, tokens in (("low", 4), ("high", 3)):
+    adapter = tokens * 2 * (8 * 5 + 5 * 5 + 5 * 5 + 5 * 6)
+    heads = flops.map_head(tokens, 6, 7) - flops.map_head(tokens, 8, 12)
+    assert own[part] - plain[part] == adapter + heads
+  assert own["select"] == plain["select"]
+
+
 def test_selection_cost_is_counted_as_written_by_hand():
   sizes = dict(width=8, depth=2, mlp_dim=12, patch_size=4)
   args = dict(

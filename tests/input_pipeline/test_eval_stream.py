@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from input_pipeline import loader, records, text
+from input_pipeline import contents, loader, records, text
 
 SIZE = 24
 
@@ -59,6 +59,27 @@ def test_evaluation_of_images_takes_the_globally_captioned_ones_whole(data):
   assert rows["index"][:n].tolist() == list(range(n))
   assert (rows["box"] == [0, 0, SIZE, SIZE]).all()
   assert rows["num_boxes"][:n].tolist() == [len(samples[i].texts) for i in expected]
+
+
+def test_evaluation_of_classes_takes_the_labelled_images_whole(make_dataset, make_sample):
+  samples = [make_sample(i) for i in range(7)]
+  for i in (0, 2, 5):
+    samples[i].label = f"class {i}"
+  assert samples[0].global_text is None and samples[5].global_text
+  config = _config(make_dataset({"val": samples}, shards=1))
+  rows = _joined(list(loader.eval_stream(config, batch_size=2, items="labelled")))
+  assert rows["mask"].tolist() == [True, True, True, False]
+  assert rows["image_index"][:3].tolist() == [0, 2, 5] and rows["is_global"].all()
+  # One without a caption has an empty one.
+  assert rows["text"][0, 0] == 1
+  assert text.make_tokenizer("bytes").decode(rows["text"][2]) == "the whole of image 5"
+  entries = contents.of_config(config)
+  assert [entries[i].label for i in rows["image_index"][:3]] == ["class 0", "class 2", "class 5"]
+  with pytest.raises(loader.InputError, match="no images with a class label"):
+    bare = make_dataset({"val": [make_sample(0)]}, "bare")
+    loader.eval_stream(_config(bare), batch_size=1, items="labelled")
+  with pytest.raises(loader.InputError, match="regions, images, labelled"):
+    loader.eval_stream(config, batch_size=1, items="lables")
 
 
 def test_evaluation_images_are_squashed_and_alike_for_all_regions(make_dataset, encode_image):

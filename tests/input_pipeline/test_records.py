@@ -18,6 +18,20 @@ def test_a_sample_survives_encoding_unchanged(make_sample):
       assert getattr(back, name) == getattr(sample, name)
 
 
+def test_a_label_and_captions_survive_and_leave_other_records_as_they_were(make_sample):
+  plain = make_sample(1)
+  known = set(msgpack.unpackb(records.encode_sample(plain)))
+  # What a reader that knows neither field looks for is all there, under the same version.
+  assert known == {"format", "version", *records._FIELDS}
+  plain.label, plain.captions = "golden_retriever", ["one", "two"]
+  fields = msgpack.unpackb(records.encode_sample(plain))
+  assert set(fields) == known | {"label", "captions"} and fields["version"] == 1
+  back = records.decode_sample(records.encode_sample(plain))
+  assert (back.label, back.captions) == ("golden_retriever", ["one", "two"])
+  bare = records.decode_sample(records.encode_sample(make_sample(1)))
+  assert (bare.label, bare.captions) == (None, [])
+
+
 def test_encoding_is_deterministic(make_sample):
   assert records.encode_sample(make_sample(3)) == records.encode_sample(make_sample(3))
 
@@ -42,6 +56,11 @@ def _changed(sample, **changes):
     ({"texts": ["one", "  "]}, "record-caption", "caption 1 is '  '"),
     ({"texts": ["one", 2]}, "record-caption", "caption 1 is 2, expected text"),
     ({"global_text": ""}, "record-caption", "global caption is ''"),
+    ({"label": " "}, "record-label", "label is ' '"),
+    ({"label": 3}, "record-invalid", "field 'label' is a int"),
+    ({"captions": "one"}, "record-invalid", "field 'captions' is a str"),
+    ({"captions": ["one", ""]}, "record-caption", "caption 1 of the whole is ''"),
+    ({"captions": ["one"]}, "record-caption", "1 captions of the whole but no global caption"),
   ],
 )
 def test_a_bad_field_is_named_with_the_record(make_sample, changes, reason, says):

@@ -81,6 +81,14 @@ def depthwise(p, x):
   return out + p["bias"]
 
 
+def adapter(p, x):
+  x = ref.project(p["fc1"], x)
+  for i in range(sum(key.startswith("block_") for key in p)):
+    q = p[f"block_{i}"]
+    x = x + ref.project(q["fc"], ref.gelu(ref.layer_norm(q["norm"], x, 1e-5)))
+  return ref.project(p["fc2"], ref.gelu(ref.layer_norm(p["out_norm"], x, 1e-5)))
+
+
 class Reference:
   """The model of parameters `p` (nested dicts, float64) and settings `c` (a PS3Vision)."""
 
@@ -104,6 +112,9 @@ class Reference:
 
   def positions(self, grid):
     side = max(grid)
+    if self.c.posemb_fit == "crop":
+      table = self.p["pos_embedding"][0].reshape(*self.c.posemb_grid, -1)
+      return table[: grid[0], : grid[1]].reshape(grid[0] * grid[1], -1)
     table = ref.positions(self.p["pos_embedding"][0], self.c.posemb_grid, (side, side))
     return table.reshape(side, side, -1)[: grid[0], : grid[1]].reshape(grid[0] * grid[1], -1)
 
@@ -114,7 +125,9 @@ class Reference:
     return hidden, kv, self.attend_pool(hidden[-1])
 
   def attend_pool(self, x, mask=None):
-    y = ref.layer_norm(self.p["Transformer"]["encoder_norm"], x)
+    y = ref.layer_norm(self.p["Transformer"]["encoder_norm"], x) if self.c.final_norm else x
+    if self.c.adapter_hidden:
+      y = adapter(self.p["pool_adapter"], y)
     return ref.map_head(self.p["MAPHead_0"], y, ref.gelu, mask)
 
   def score(self, image, hidden, prompt=None):

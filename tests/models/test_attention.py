@@ -1,6 +1,7 @@
 """Attention against NumPy, in every implementation that runs on a CPU."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from jax.sharding import AxisType
 from big_vision_ext.models import attention
 from tests.models import vit_reference as ref
 
-ON_CPU = ("einsum", "heads", "xla")
+ON_CPU = ("einsum", "heads", "xla", "portable")
 # Batches of keys and values, and rows: some keys, all keys, and none, which means all.
 MASK = np.array([[1, 0, 1, 1, 0, 0, 1], [1] * 7, [0] * 7], bool)
 
@@ -57,6 +58,32 @@ def test_gradients_are_those_of_finite_differences(implementation):
     numeric = (ends[0] - ends[1]) / 2e-5
     # Differences in float64 are good to 1e-8; what remains is the float32 of the gradient.
     np.testing.assert_allclose(np.sum(grads[i] * direction), numeric, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_a_program_for_several_platforms_has_the_attention_of_each(mask):
+  q, k, v = qkv()
+  b = jax.export.symbolic_shape("b")[0]
+  specs = [jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype) for x in (q, k, v)]
+  specs += [] if mask is None else [jax.ShapeDtypeStruct((b, 7), np.bool_)]
+
+  def run(implementation, platforms):
+    def act(q, k, v, mask=None):
+      return attention.attend(q, k, v, mask=mask, implementation=implementation)
+    with attention.portable():
+      return jax.export.export(jax.jit(act), platforms=platforms)(*specs)
+
+  def products(implementation, platforms):
+    lines = run(implementation, platforms).mlir_module().splitlines()
+    return [x.split(" : ")[1].split(" loc(")[0] for x in lines if "stablehlo.dot_general" in x]
+
+  # Shapes tell them apart: heads lie before tokens in one, behind them in the other.
+  assert products("einsum", ["cpu"]) != products("xla", ["cpu"])
+  for platform, own in (("cpu", "einsum"), ("tpu", "xla"), ("cuda", "xla")):
+    assert products(None, [platform]) == products(own, [platform])
+  everywhere = run(None, ["cpu", "tpu", "cuda"])
+  got = everywhere.call(q, k, v, *([] if mask is None else [mask]))
+  np.testing.assert_allclose(got, ref.attend(q, k, v, mask), atol=2e-6)
 
 
 def test_large_scores_do_not_overflow():

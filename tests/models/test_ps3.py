@@ -22,6 +22,11 @@ ORACLE = dict(
   scales=(64, 128, 256), max_select_num=40, select_layers=(0, 2, 4, 5), selection_hidden=32,
   selection_out=16, selection_depth=2,
 )  # fmt: skip
+# C-RADIO: no final norm, positions cropped out of a larger table, an adapter to another head.
+RADIO = dict(
+  final_norm=False, posemb_grid=(18, 17), posemb_fit="crop", adapter_hidden=20, adapter_depth=2,
+  pool_width=32, pool_heads=4, pool_mlp_dim=28,
+)  # fmt: skip
 # So400m at patch 14 and 4K, as published.
 PS3_4K = dict(
   width=1152, depth=27, mlp_dim=4304, num_heads=16, posemb_grid=(27, 27), patch_size=14,
@@ -150,11 +155,16 @@ def test_features_of_two_looks_equal_numpy(seed, hw):
 
 
 @pytest.mark.parametrize(
-  "hw, pool_gt",
-  [((64, 64), True), ((64, 64), False), pytest.param((48, 72), True, marks=pytest.mark.slow)],
+  "hw, pool_gt, kw",
+  [
+    ((64, 64), True, {}),
+    ((64, 64), False, {}),
+    pytest.param((48, 72), True, {}, marks=pytest.mark.slow),
+    ((64, 40), True, RADIO),
+  ],
 )
-def test_training_pass_equals_numpy(hw, pool_gt):
-  model, params, image, prompt = make(4, hw, b=3)
+def test_training_pass_equals_numpy(hw, pool_gt, kw):
+  model, params, image, prompt = make(4, hw, b=3, **kw)
   h, w = hw
   box = np.array([[5.3, 7.7, 21.2, 19.1], [0, 0, w, h], [w - 9, h - 9, w, h]], np.float32)
   is_global = np.array([False, True, False])
@@ -370,6 +380,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_scores()
     (dict(select_layers=(0, 3)), "select_layers"),
     (dict(pool_type="gap"), "map"),
     (dict(selection_size=2), "selection_size"),
+    (dict(posemb_fit="crop", posemb_grid=(16, 15)), "posemb_grid"),
+    (dict(posemb_fit="cut"), "posemb_fit"),
+    (dict(pool_width=32), "adapter_hidden"),
     (dict(max_select_num_each_scale=(8, 0, 0)), "one count"),
   ],
 )

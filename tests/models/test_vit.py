@@ -93,6 +93,15 @@ def test_positions_of_their_own_grid_are_untouched():
   np.testing.assert_array_equal(got, params["pos_embedding"][0])
 
 
+def test_cropped_positions_are_the_upper_left_part_of_the_table():
+  model, params, _ = make(posemb_grid=(4, 6), posemb_fit="crop")
+  table = np.asarray(params["pos_embedding"][0]).reshape(4, 6, -1)
+  got = model.apply({"params": params}, 3, 2, method="posemb")
+  np.testing.assert_array_equal(got, table[:3, :2].reshape(6, -1))
+  with pytest.raises(ValueError, match="cannot give 5 x 2 positions"):
+    model.apply({"params": params}, 5, 2, method="posemb")
+
+
 def test_patches_without_positions_are_the_convolution():
   model, params, x = make((2, 8, 12, 3))
   patches = x.reshape(2, 2, 4, 3, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 6, 4, 4, 3)

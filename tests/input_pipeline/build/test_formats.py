@@ -67,6 +67,31 @@ def test_jsonl_reads_the_documented_layout(tmp_path):
   assert not plan.set_aside
 
 
+def test_jsonl_reads_classes_and_captions_one_by_one(tmp_path):
+  images = draw(tmp_path / "im", "a.png", "b.png", "c.png", "d.png", "e.png")
+  plan = jsonl.read(images, lines(
+    tmp_path / "a.jsonl",
+    {"image": "a.png", "captions": ["one", " ", "two. "], "label": "big_ship"},
+    {"image": "b.png", "captions": ["one", "two"], "global_text": "both"},
+    {"image": "c.png", "captions": ["alone"], "label": ""},
+    {"image": "d.png", "label": "big_ship"},
+    {"image": "e.png", "captions": "one"},
+  ))
+  found = outcomes(plan)
+  malformed = found.pop("e.png")
+  assert {name: (s.global_text, s.captions, s.label) for name, s in found.items()} == {
+    "a.png": ("one. two.", ["one", "two."], "big_ship"),
+    "b.png": ("both", ["one", "two"], None),
+    # One caption is the global caption already.
+    "c.png": ("alone.", [], None),
+    # Its class is all there is to say about it.
+    "d.png": ("big ship", [], "big_ship"),
+  }
+  assert malformed == "captions-malformed"
+  assert reasons(found["a.png"].dropped) == {"caption-empty": 1}
+  assert reasons(found["c.png"].dropped) == {"label-empty": 1}
+
+
 def test_jsonl_counts_each_flaw(tmp_path):
   images = draw(tmp_path / "im", "x.png", "unused.png")
   text = {"global_text": "t"}
@@ -158,6 +183,8 @@ def test_coco_captions_become_the_sentences_of_the_global_caption(tmp_path):
   plan = coco.read(images, boxes, captions)
   found = outcomes(plan)
   assert found["1"].global_text == "A grey animal on a bed. A cat sleeps."
+  assert found["1"].captions == ["A grey animal on a bed", "A cat sleeps."]
+  assert found["2"].captions == []
   assert regions(found["1"]) == [(0, 0, 9, 9, "a cat")]
   assert (found["2"].global_text, regions(found["2"])) == ("Nothing boxed!", [])
   # A caption file is an annotation file too.
@@ -314,5 +341,7 @@ def test_folders_without_captions_name_their_class(tmp_path):
   found = outcomes(plan)
   assert found["golden_retriever/1.jpg"].global_text == "golden retriever"
   assert found["x/tabby-cat/2.jpg"].global_text == "tabby cat"
+  assert found["golden_retriever/1.jpg"].label == "golden_retriever"
+  assert found["x/tabby-cat/2.jpg"].label == "tabby-cat"
   assert plan.set_aside == {"image-without-caption": 1}
   assert np.shape(found["x/tabby-cat/2.jpg"].boxes) == (0, 4)

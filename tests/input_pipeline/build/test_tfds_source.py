@@ -9,6 +9,7 @@ import pytest
 
 from input_pipeline.build import tfds_source
 from input_pipeline.build.durable import BuildError
+from input_pipeline.build.skips import SkipRecord
 
 # TFDS builds only classes of an importable module.
 _MODULE = '''
@@ -88,6 +89,21 @@ def test_texts_sequences_and_names_with_a_slash_are_found(prepared):
   assert found["one 2. two."].texts == ["part 0", "part 1"]
   assert set(samples(prepared, text="label")[1]) == {"indoors", "outdoors"}
   assert set(samples(prepared, text="image/filename")[1]) == {"0.jpg", "1.jpg", "2.jpg"}
+
+
+def test_class_labels_and_several_captions_are_kept_for_evaluation(prepared):
+  _, found = samples(prepared, text="captions", label="label")
+  assert found["one 1. two."].label == "outdoors"
+  assert found["one 1. two."].captions == ["one 1", "two."]
+  # Without another caption, an image's class is one.
+  _, found = samples(prepared, label="label")
+  assert {(text, s.label) for text, s in found.items()} == {
+    ("indoors", "indoors"), ("outdoors", "outdoors")}
+  plan = tfds_source.read(str(prepared), "train", tfds_source.Keys(
+    label="objects/label", text="caption"))
+  with pytest.raises(SkipRecord, match="labels.*expected one"):
+    for item in plan.items:
+      plan.load(item)
 
 
 def test_slices_of_splits_are_understood(prepared):

@@ -1,0 +1,118 @@
+"""What should a person know who finds exported weights in a folder? Its README."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TITLES = {
+    "npz": "big_vision's naming, one npz file", "ps3_torch": "ps3-torch (PyTorch)",
+    "transformers": "transformers (PyTorch)", "timm": "timm (PyTorch)",
+    "open_clip": "open_clip (PyTorch)"}
+_TASKS = {
+    "siglip": "a SigLIP model: an image tower and a text tower trained with the sigmoid loss "
+              "(arXiv 2303.15343)",
+    "ps3": "a PS3 model: a vision encoder that sees the whole image at low resolution and selected "
+           "patches at high resolution, with its text tower (arXiv 2503.19903)"}
+
+
+def text(format: str, weights: Any, folder: pathlib.Path, module: Any) -> str:
+  """The card of an export, Markdown.
+
+  Args:
+    format: its name.
+    weights: the `Weights` that were written.
+    folder: where the files are; they are listed with their sizes.
+    module: the format's module; its `usage(weights)` tells how to load the folder.
+  """
+  image, meta = weights.model.get("image", {}), weights.meta
+  kind = f" (the {image['timm_name']} trunk)" if image.get("timm_name") else ""
+  parts = [
+      f"# {meta.get('name') or 'Exported weights'}",
+      f"This is {_TASKS.get(weights.task, 'a model')}{kind}, in the format of {TITLES[format]}, "
+      f"written by big_vision_ext. {_count(weights.params)} parameters, "
+      f"{_dtypes(weights.params)}.",
+      "## Load", f"`E` is this folder.\n\n{module.usage(weights)}",
+      "## Preprocessing", _preprocessing(weights),
+      "## Where it comes from", _origin(meta),
+      "## Results", _results(meta.get("metrics")),
+      "## Licence", _licences(meta),
+      "## Model", "```json\n" + json.dumps(
+          {"task": weights.task, "model": weights.model}, indent=1, default=str) + "\n```",
+      "## Files", "\n".join(f"- `{p.relative_to(folder)}`, {p.stat().st_size:,} bytes"
+                            for p in sorted(folder.rglob("*")) if p.is_file()),
+  ]
+  return "\n\n".join(parts) + "\n"
+
+
+def _count(params: Any) -> str:
+  total = 0
+  for shape, _ in params.specs().values():
+    n = 1
+    for size in shape:
+      n *= size
+    total += n
+  return f"{total:,}"
+
+
+def _dtypes(params: Any) -> str:
+  return ", ".join(sorted({str(dtype) for _, dtype in params.specs().values()}))
+
+
+def _preprocessing(weights: Any) -> str:
+  seen, image = weights.input, weights.model.get("image", {})
+  size = seen.get("image_size") or (image.get("scales") or [image.get("image_size")])[-1]
+  height, width = size if isinstance(size, Sequence) else (size, size)
+  mean, std = (seen.get(k, weights.model.get(k, image.get(k, 0.5))) for k in ("mean", "std"))
+  how = {"bicubic": "antialiased bicubic", "fast": "area averaging when it gets smaller"}
+  resize = how.get(seen.get("resize", "bicubic"), seen.get("resize"))
+  lines = [
+      f"Images: RGB, resized to {width} x {height} px without keeping the aspect ratio ({resize}), "
+      f"divided by 255, then (x - mean) / std with mean {_short(mean)} and std {_short(std)}."]
+  if image.get("scales"):
+    lines.append(f"The model makes its scales {list(image['scales'])} px of that itself.")
+  length = (weights.model.get("text") or {}).get("text_len")
+  if length:
+    clean = ", in the canonical form of `input_pipeline.text.canonicalize` (lower case, no "
+    clean = clean + "punctuation)" if seen.get("canonicalize") else ""
+    name = seen.get("tokenizer") or seen.get("tokenizer_name") or "unknown"
+    lines.append(f"Texts{clean}: {length} ids of the tokenizer `{name}`, the end of sequence "
+                 "included, always padded to the full length (padding is attended to).")
+  return "\n\n".join(lines)
+
+
+def _origin(meta: Mapping[str, Any]) -> str:
+  lines = [f"- {name}: {meta[key]}" for name, key in (
+      ("source", "source"), ("step", "step"), ("trained on", "data"), ("examples seen", "examples"))
+      if meta.get(key) not in (None, "")]
+  for start in meta.get("init") or ():
+    lines.append(f"- began from: {start.get('path')} ({start.get('format', 'unknown format')})")
+  return "\n".join(lines) or "Unknown."
+
+
+def _results(metrics: Mapping[str, Any] | None) -> str:
+  if not metrics:
+    return "None recorded."
+  rows = [f"| {k} | {v:.4g} |" for k, v in metrics.items() if isinstance(v, (int, float))]
+  return "\n".join(["| measure | value |", "|---|---|", *rows])
+
+
+def _licences(meta: Mapping[str, Any]) -> str:
+  lines = []
+  if meta.get("licence") not in (None, "", "unknown"):
+    lines.append(f"- these weights: {meta['licence']}")
+  for start in meta.get("init") or ():
+    lines.append(f"- what they began from, {start.get('path')}: {start.get('licence', 'unknown')}")
+  if not lines and meta.get("from_scratch"):
+    return ("These weights began from random values, not from others': whoever trained them, on "
+            "the data above, states their terms.")
+  if not lines:
+    return ("Unknown: nothing is recorded of what these weights began from. Whoever passes them on "
+            "states the terms.")
+  return "\n".join(lines) + ("\n\nTerms of weights usually hold for what is trained from them. "
+                             "SigLIP and SigLIP 2 were published under Apache-2.0; NVIDIA's PS3 "
+                             "weights under a licence for non-commercial research.")
+
+
+def _short(values: Any) -> str:
+  return str([round(float(v), 4) for v in values]) if isinstance(values, Sequence) else str(values)

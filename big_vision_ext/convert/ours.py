@@ -1,0 +1,185 @@
+"""Which arrays has a model, under which names and in which shapes? Said without building it.
+
+The names are big_vision's (see `models/`), the blocks of an encoder one by one (`encoderblock_0`,
+...). What is written here is what files are checked against; tests hold it against the models.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from big_vision_ext.convert.lazy import ConvertError
+
+Shapes = dict[str, tuple[int, ...]]
+
+# May be absent in a file of a pair of towers: not every library keeps them with the weights.
+OPTIONAL = ("t", "b")
+
+
+def shapes(task: str, model: Mapping[str, Any]) -> Shapes:
+  """All arrays of a model, {name: shape}.
+
+  Args:
+    task: "siglip" or "ps3".
+    model: the task's settings with sizes written out: of `image` width, depth, mlp_dim, num_heads,
+      patch_size and posemb_grid or image_size; of `text` the first four, vocab_size, text_len and,
+      if it differs from the width of image vectors, out_dim; of PS3 also scales. What has a
+      default in the models has the same here. `text` may be None, for an image tower alone.
+
+  Raises:
+    ConvertError: another task, or a size that is not given.
+  """
+  if task not in ("siglip", "ps3"):
+    raise ConvertError(f"task {task!r} has no weight formats; expected 'siglip' or 'ps3'")
+  image = _part(model, "image")
+  out = _under("img/", image_tower(image))
+  if task == "siglip" and "text" in model and model["text"] is None:
+    return out
+  text = _part(model, "text")
+  vectors = image.get("num_classes") or image.get("rep_size") or pool_size(image)[0]
+  vectors = image["width"] if vectors < 0 else vectors
+  if task == "ps3":
+    out |= _under("img/", _ps3(image)) | _under("prompt_proj/", _mlp(
+        vectors, image["width"], image["width"], "fc1", "norm", "fc2"))
+  out |= _under("txt/", text_tower({"out_dim": vectors, **text}))
+  out["t"] = (1,)
+  if task == "ps3" or model.get("bias_init", -10.0) is not None:
+    out["b"] = (1,)
+  return out
+
+
+def image_tower(spec: Mapping[str, Any]) -> Shapes:
+  """Arrays of a vision transformer; `spec` as in `shapes`."""
+  d = _get(spec, "width")
+  p = _pair(_get(spec, "patch_size"))
+  pool = spec.get("pool_type", "map")
+  out = {"embedding/kernel": (*p, 3, d), "embedding/bias": (d,)}
+  if spec.get("posemb_type", "learn") == "learn":
+    h, w = grid(spec)
+    out["pos_embedding"] = (1, h * w, d)
+  if pool == "tok":
+    out["cls"] = (1, 1, d)
+  out |= _under("Transformer/", _encoder(spec, spec.get("final_norm", True)))
+  if hidden := spec.get("adapter_hidden", 0):
+    out |= _under("pool_adapter/", _adapter(d, hidden, spec.get("adapter_depth", 3),
+                                            pool_size(spec)[0]))
+  if pool == "map":
+    out |= _under("MAPHead_0/", _map_head(*pool_size(spec)))
+    d = pool_size(spec)[0]
+  if rep := spec.get("rep_size", 0):
+    rep = _get(spec, "width") if rep < 0 else rep
+    out |= _dense("pre_logits", d, rep)
+    d = rep
+  if classes := spec.get("num_classes", 0):
+    out |= _dense("head", d, classes)
+  return out
+
+
+def text_tower(spec: Mapping[str, Any]) -> Shapes:
+  """Arrays of a text transformer; `spec` as in `shapes`, with `out_dim` (0 for no head)."""
+  d = _get(spec, "width")
+  out = {"Embed_0/embedding": (_get(spec, "vocab_size"), d),
+         "pos_embedding": (1, _get(spec, "text_len"), d)}
+  out |= _under("Encoder_0/", _encoder(spec, True))
+  if spec.get("pool_type", "last") == "map":
+    out |= _under("MAPHead_0/", _map_head(d, spec["num_heads"], spec["mlp_dim"]))
+  if spec.get("out_dim"):
+    out |= _dense("head", d, spec["out_dim"])
+  return out
+
+
+def grid(spec: Mapping[str, Any]) -> tuple[int, int]:
+  """Rows and columns of an image tower's position table."""
+  if spec.get("posemb_grid") is not None:
+    return _pair(spec["posemb_grid"])
+  sides = zip(_pair(_get(spec, "image_size")), _pair(_get(spec, "patch_size")))
+  h, w = (size // patch for size, patch in sides)
+  return h, w
+
+
+def pool_size(spec: Mapping[str, Any]) -> tuple[int, int, int]:
+  """Width, heads and MLP width of an image tower's pooling head."""
+  return (spec.get("pool_width") or _get(spec, "width"),
+          spec.get("pool_heads") or _get(spec, "num_heads"),
+          spec.get("pool_mlp_dim") or _get(spec, "mlp_dim"))
+
+
+def _encoder(spec: Mapping[str, Any], final_norm: bool) -> Shapes:
+  d, n, m = (_get(spec, key) for key in ("width", "num_heads", "mlp_dim"))
+  out = {}
+  for i in range(_get(spec, "depth")):
+    out |= _under(f"encoderblock_{i}/", {
+        **_norm("LayerNorm_0", d), **_attention(d, n), **_norm("LayerNorm_1", d),
+        **_dense("MlpBlock_0/Dense_0", d, m), **_dense("MlpBlock_0/Dense_1", m, d)})
+  return out | (_norm("encoder_norm", d) if final_norm else {})
+
+
+def _map_head(d: int, n: int, m: int) -> Shapes:
+  return {"probe": (1, 1, d), **_attention(d, n), **_norm("LayerNorm_0", d),
+          **_dense("MlpBlock_0/Dense_0", d, m), **_dense("MlpBlock_0/Dense_1", m, d)}
+
+
+def _attention(d: int, n: int) -> Shapes:
+  name, out = "MultiHeadDotProductAttention_0", {}
+  for part in ("query", "key", "value"):
+    out |= {f"{name}/{part}/kernel": (d, n, d // n), f"{name}/{part}/bias": (n, d // n)}
+  return out | {f"{name}/out/kernel": (n, d // n, d), f"{name}/out/bias": (d,)}
+
+
+def _ps3(spec: Mapping[str, Any]) -> Shapes:
+  d, p = _get(spec, "width"), _pair(_get(spec, "patch_size"))[0]
+  scales = _get(spec, "scales")
+  n = len(scales) - 1
+  seen = d * len(spec.get("select_layers", (0, 9, 18, 26)))
+  out = {"prior_prompt": (d,)}
+  out |= _under("selection_feature_proj/", _mlp(seen, seen, d * n, "fc1", "norm", "fc2"))
+  out |= {f"pos_emb_residual_{i}": (1, (s // p) ** 2, d) for i, s in enumerate(scales[1:])}
+  if not spec.get("highres_branch", True):
+    return out
+  c, e = spec.get("selection_hidden", 512), spec.get("selection_out", 512)
+  k = spec.get("selection_kernel", 28)
+  branch = {"stem/kernel": (k, k, 3, c), "stem/bias": (c,), **_norm("stem_norm", c)}
+  for i in range(spec.get("selection_depth", 3)):
+    branch |= _under(f"block_{i}/", {
+        "conv_dw/kernel": (7, 7, 1, c), "conv_dw/bias": (c,), **_norm("norm", c),
+        **_dense("fc1", c, 4 * c), **_dense("fc2", 4 * c, c), "scale": (c,)})
+  return (out | _under("highres_selection/", branch | _dense("out_proj", c, e))
+          | _dense("prompt_proj_for_highres", d, e * n))
+
+
+def _adapter(d: int, hidden: int, depth: int, out_dim: int) -> Shapes:
+  out = _dense("fc1", d, hidden)
+  for i in range(depth):
+    out |= _norm(f"block_{i}/norm", hidden) | _dense(f"block_{i}/fc", hidden, hidden)
+  return out | _norm("out_norm", hidden) | _dense("fc2", hidden, out_dim)
+
+
+def _mlp(d: int, hidden: int, out_dim: int, first: str, middle: str, last: str) -> Shapes:
+  return _dense(first, d, hidden) | _norm(middle, hidden) | _dense(last, hidden, out_dim)
+
+
+def _dense(name: str, d: int, e: int) -> Shapes:
+  return {f"{name}/kernel": (d, e), f"{name}/bias": (e,)}
+
+
+def _norm(name: str, d: int) -> Shapes:
+  return {f"{name}/scale": (d,), f"{name}/bias": (d,)}
+
+
+def _under(prefix: str, found: Shapes) -> Shapes:
+  return {prefix + name: shape for name, shape in found.items()}
+
+
+def _pair(value: Any) -> tuple[int, int]:
+  return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _part(model: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+  if not isinstance(model.get(name), Mapping):
+    raise ConvertError(f"model.{name}={model.get(name)!r}: expected the settings of a tower")
+  return model[name]
+
+
+def _get(spec: Mapping[str, Any], key: str) -> Any:
+  if spec.get(key) is None:
+    raise ConvertError(f"the model's {key} is not given: the shapes of its weights are not known")
+  return spec[key]

@@ -1,0 +1,123 @@
+"""How is a file that PyTorch saved read without PyTorch?
+
+`torch.save` writes a zip file: a pickle that describes the objects, and the bytes of each storage,
+not compressed, so that they can be mapped. The pickle is run by an unpickler that knows plain
+containers and tensors, and refuses anything else by name: such a file cannot run code here.
+"""
+
+import collections
+import io
+import math
+import os
+import pickle
+import zipfile
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from big_vision_ext.convert import files
+from big_vision_ext.convert.lazy import ConvertError, Lazy, Tensors
+
+_STORAGES = {
+    "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
+    "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_}
+# Where training programs keep the weights within what they save.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+
+
+def read(path: str | os.PathLike) -> Tensors:
+  """The tensors of a file of `torch.save`, those of a state dict within it if there is one.
+
+  Raises:
+    ConvertError: it is truncated, of the format before PyTorch 1.6, or holds other objects.
+  """
+  try:
+    archive = zipfile.ZipFile(path)
+  except (zipfile.BadZipFile, OSError) as error:
+    raise ConvertError(
+        f"{path}: is no zip file, as PyTorch 1.6 and later write, or it is truncated; save it "
+        "again with torch.save, or as safetensors") from error
+  infos = {info.filename: info for info in archive.infolist()}
+  described = [name for name in infos if name.endswith("/data.pkl")]
+  if len(described) != 1:
+    raise ConvertError(f"{path}: has no data.pkl: it is no file of torch.save")
+  root = described[0].removesuffix("data.pkl")
+  if f"{root}byteorder" in infos and archive.read(f"{root}byteorder") != b"little":
+    raise ConvertError(f"{path}: was written on a big-endian machine, which is not read")
+  data = files.map_file(path)
+
+  def storage(key: str, dtype: np.dtype, count: int) -> Lazy:
+    info = infos.get(f"{root}data/{key}")
+    if info is None:
+      raise ConvertError(f"{path}: the bytes of its storage {key} are missing")
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size < count * dtype.itemsize:
+      raise ConvertError(f"{path}: its storage {key} is compressed or too short")
+    return files.view(data, files.stored_offset(data, info, path), dtype, (count,),
+                      f"{path}: storage {key}")
+
+  try:
+    found = _Unpickler(io.BytesIO(archive.read(described[0])), storage, path).load()
+  except ConvertError:
+    raise
+  except Exception as error:  # A pickle that is damaged can raise anything.
+    raise ConvertError(f"{path}: its description cannot be read ({error!r})") from error
+  return Tensors(_flat(found, path))
+
+
+class _Unpickler(pickle.Unpickler):
+  def __init__(self, f, storage, path):
+    super().__init__(f, encoding="utf-8")
+    self._storage, self._path = storage, path
+
+  def find_class(self, module: str, name: str) -> Any:
+    if (module, name) == ("collections", "OrderedDict"):
+      return collections.OrderedDict
+    if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
+      return _tensor if name == "_rebuild_tensor_v2" else _parameter
+    if module == "torch" and name in _STORAGES:
+      return np.dtype(_STORAGES[name])
+    if (module, name) == ("torch", "Size"):
+      return tuple
+    raise ConvertError(
+        f"{self._path}: holds an object {module}.{name}; only tensors in plain dictionaries are "
+        "read, as nothing else is safe. Save the model's state_dict alone")
+
+  def persistent_load(self, pid: Any) -> Lazy:
+    kind, dtype, key, _, count = pid
+    if kind != "storage" or not isinstance(dtype, np.dtype):
+      raise ConvertError(f"{self._path}: refers to {pid!r}, expected a storage")
+    return self._storage(str(key), dtype, int(count))
+
+
+def _tensor(storage: Lazy, offset: int, shape: tuple, strides: tuple, *_: Any) -> Lazy:
+  last = offset + sum((n - 1) * s for n, s in zip(shape, strides)) if math.prod(shape) else offset
+  if min((offset, *shape, *strides), default=0) < 0 or last >= max(storage.size, 1):
+    raise ConvertError(f"a tensor of {list(shape)} reaches beyond its storage of {storage.size}")
+
+  def build():
+    flat = storage.read()[offset:]
+    steps = [s * flat.itemsize for s in strides]
+    return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
+  return Lazy(shape, storage.dtype, build)
+
+
+def _parameter(tensor: Lazy, *_: Any) -> Lazy:
+  return tensor
+
+
+def _flat(found: Any, path: Any) -> dict[str, Lazy]:
+  while isinstance(found, dict):
+    inner = next((found[k] for k in _WRAPPERS if isinstance(found.get(k), dict)), None)
+    if inner is None:
+      break
+    found = inner
+  if not isinstance(found, dict) or not any(isinstance(x, Lazy) for x in found.values()):
+    raise ConvertError(f"{path}: holds no dictionary of tensors")
+  tensors = {str(name): x for name, x in found.items() if isinstance(x, Lazy)}
+  # What DistributedDataParallel puts before every name.
+  if all(name.startswith("module.") for name in tensors):
+    tensors = {name.removeprefix("module."): x for name, x in tensors.items()}
+  return tensors

@@ -1,0 +1,111 @@
+"""python -m big_vision_ext.export --workdir D | --weights W --format F --out E: to other libraries.
+
+Writes a folder that another library loads, with a card (README.md) that says what it is:
+
+- `npz`            big_vision's naming, for big_vision, open_clip's converter and this project
+- `ps3_torch`      `PS3Model.from_pretrained(E)` of ps3-torch; models of task "ps3"
+- `transformers`   `SiglipModel.from_pretrained(E)`; models of task "siglip", as the next two
+- `timm`           the image tower, for `timm.create_model`
+- `open_clip`      both towers, for `open_clip.create_model_from_pretrained`
+
+`--weights` takes the same formats, so that this command also converts between them. Arrays are
+written one after another; the folder appears when it is complete.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from big_vision_ext.core import console as console_lib
+
+
+def export(source: str, format: str, out: str, *, step: int | None = None,
+           dtype: str | None = None, shard_bytes: float = 5e9,
+           console: console_lib.Console | None = None, **options) -> list[pathlib.Path]:
+  """Writes the weights of `source` into the folder `out`; returns the files.
+
+  Args:
+    source: a run's directory, or weights in any format.
+    format: one of `convert.FORMATS`.
+    out: a new or empty folder, or one of an earlier export, which is replaced.
+    step: checkpoint of a run; default the latest.
+    dtype: "float32", "bfloat16" or "float16"; default: as they are.
+    shard_bytes: largest size of a safetensors file.
+    console: tells how it goes.
+    **options: of the format; see the command line.
+
+  Raises:
+    ValueError: weights that cannot be read, or that the format cannot hold.
+  """
+  from big_vision_ext import convert, weights
+
+  found = weights.read(source, step)
+  total = sum(convert.Tensors(found.params).lazy(n).nbytes for n in found.params)
+  written = 0
+
+  def progress(nbytes, _):
+    nonlocal written
+    written += nbytes
+    console.progress(written)
+  if console:
+    console = _Bytes(console, total if dtype is None else None)
+  return convert.write(format, out, found, dtype=dtype, shard_bytes=shard_bytes,
+                       progress=progress if console else None, **options)
+
+
+class _Bytes:
+  """Shows how much has been written, now and then."""
+
+  def __init__(self, console: console_lib.Console, total: int | None):
+    self._console, self._total, self._said = console, total, 0
+
+  def progress(self, written: int) -> None:
+    """Says so every GB."""
+    if written - self._said >= 1e9:
+      self._said = written
+      of = f" of {self._total / 1e9:.1f}" if self._total else ""
+      self._console.say(f"  {written / 1e9:.1f}{of} GB")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+  """The command line."""
+  parser = argparse.ArgumentParser(
+      prog="python -m big_vision_ext.export", description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument("--workdir", help="directory of a run")
+  source.add_argument("--weights", help="weights in any of the formats")
+  parser.add_argument("--step", type=int, help="checkpoint of the run; default: the latest")
+  parser.add_argument("--format", required=True, help="format to write, see above")
+  parser.add_argument("--out", required=True, help="folder to write")
+  parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: as they are")
+  parser.add_argument("--shard_gb", type=float, default=5.0,
+                      help="largest size of a safetensors file; default: 5")
+  parser.add_argument("--layout", help="of npz: loop (one array per block, the default) or scan")
+  parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+  return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command line; returns its exit code."""
+  options = parse_args(argv)
+
+  def command() -> None:
+    if options.layout and options.format != "npz":
+      raise ValueError(f"--layout is for --format npz, not {options.format}")
+    extra = {"layout": options.layout} if options.layout else {}
+    if options.shard_gb <= 0:
+      raise ValueError(f"--shard_gb={options.shard_gb}: expected a size above 0")
+    console_lib.set_up_logging(options.debug)
+    console = console_lib.Console()
+    paths = export(options.workdir or options.weights, options.format, options.out,
+                   step=options.step, dtype=options.dtype, shard_bytes=options.shard_gb * 1e9,
+                   console=console, **extra)
+    size = sum(p.stat().st_size for p in paths) / 1e6
+    console.say(f"Wrote {options.out}: {len(paths)} files, {size:,.1f} MB")
+  return console_lib.exit_code(command, options.debug)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

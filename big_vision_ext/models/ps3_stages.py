@@ -1,0 +1,269 @@
+"""What are the three stages of PS3?
+
+The whole image at the lowest scale, keeping every layer's keys and values (`low`); a score for
+each place, top-down (given a prompt) or bottom-up (a learned prior) (`score`); and the best
+patches of all higher scales, run through the same transformer against the kept keys (`high`).
+Shi et al. 2025, sec. 3.
+
+Everything has a static shape. Tokens are chosen as indices, and pixels, positions and features
+are computed for the chosen tokens only. b batch, t tokens, d width, y x rows and columns.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from big_vision_ext.models import adapters, blocks, resample, selection, selection_head, vit
+
+Grid = tuple[int, int]
+Indices = Sequence[Int[Array, "b t"]]
+
+# Scores are cosines in [-1, 1], times this: probabilities lie between 0.0067 and 0.9933.
+_SCORE_SCALE = 5.0
+_SCORE_LIMIT = 10.0
+
+
+class PS3Stages(vit.ViT):
+  """Parameters and stages. Fields of `vit.ViT` hold for the trunk; `pool_type` must be "map".
+
+  Images are uint8, or float in 0..255; they are normalised here, after resampling.
+
+  Attributes:
+    scales: image sizes in pixels, the lowest first; the others are whole multiples of it.
+    max_select_num: tokens per look.
+    max_select_num_each_scale: their split over scales; None for one in proportion to area.
+    select_layers: blocks of the low-resolution pass whose outputs the score is made of.
+    highres_branch: whether a ConvNeXt branch on a larger image adds to the score.
+    selection_size: side in pixels of that image (1512 in the published models).
+    selection_hidden, selection_out, selection_depth, selection_kernel: sizes of that branch.
+    smooth_selection_prob: average the selection maps over a 6 x 6 grid before choosing.
+    adapter_hidden, adapter_depth: sizes of an adapter between the trunk and the pooling head
+      (C-RADIO's trunk under SigLIP's head); 0 for none.
+    pool_width, pool_heads, pool_mlp_dim: sizes of the pooling head; 0 for the trunk's.
+    mean, std: pixel normalisation, in units where white is 1.
+  """
+
+  act: str = "gelu"
+  scales: tuple[int, ...] = (378, 756, 1512)
+  max_select_num: int = 2560
+  max_select_num_each_scale: tuple[int, ...] | None = None
+  select_layers: tuple[int, ...] = (0, 9, 18, 26)
+  highres_branch: bool = True
+  selection_size: int = 1512
+  selection_hidden: int = 512
+  selection_out: int = 512
+  selection_depth: int = 3
+  selection_kernel: int = 28
+  smooth_selection_prob: bool = False
+  adapter_hidden: int = 0
+  adapter_depth: int = 3
+  pool_width: int = 0
+  pool_heads: int = 0
+  pool_mlp_dim: int = 0
+  mean: float | tuple[float, ...] = 0.5
+  std: float | tuple[float, ...] = 0.5
+
+  def setup(self):
+    super().setup()
+    self._check_fields()
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    n, patch = len(self.scales) - 1, self.patch_size
+    self.prior_prompt = self.param(
+      "prior_prompt", nn.initializers.normal(1.0), (self.width,), self.param_dtype
+    )
+    seen = self.width * len(self.select_layers)
+    self.selection_feature_proj = selection_head.NormedMlp(
+      hidden=seen, features=self.width * n, used=self.width, **types
+    )
+    init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None, None, "embed"))
+    shapes = [(1, (s // patch) ** 2, self.width) for s in self.scales[1:]]
+    self.residuals = [
+      self.param(f"pos_emb_residual_{i}", init, shape, self.param_dtype)
+      for i, shape in enumerate(shapes)
+    ]
+    if self.highres_branch:
+      sizes = dict(hidden=self.selection_hidden, features=self.selection_out)
+      sizes |= dict(depth=self.selection_depth, kernel=self.selection_kernel)
+      self.highres_selection = selection_head.HighResSelection(**sizes, **types)
+      self.prompt_proj_for_highres = selection_head.Linear(
+        self.selection_out * n, ("embed", "out"), self.selection_out, **types
+      )
+    if self.adapter_hidden:
+      self.pool_adapter = adapters.PoolAdapter(
+        self.adapter_hidden, self.out_width, self.adapter_depth, **types
+      )
+
+  def make_pool(self, **types) -> nn.Module:
+    heads, mlp_dim = self.pool_heads or self.num_heads, self.pool_mlp_dim or self.mlp_dim
+    return blocks.MAPHead(heads, mlp_dim, self.act, self.ln_eps, **types)
+
+  def low(self, image: Num[Array, "b y x 3"]) -> dict[str, Any]:
+    """Stage 1, the whole image squashed to the lowest scale.
+
+    Returns:
+      `hidden`, outputs of `select_layers`; `last` (b, g * g, d) before the final norm; `blocks`,
+      outputs of all blocks; `pooled` (b, d); `kv`, keys and values per layer.
+    """
+    self._image_hw(image)
+    small = resample.resize_cubic(image, (self.scales[0], self.scales[0]))
+    y, out = self.encode(self.embed(self._normalise(small)))
+    return {
+      "hidden": [out["blocks"][i] for i in self.select_layers],
+      "last": out["last"],
+      "blocks": out["blocks"],
+      "pooled": self.pool(y),
+      "kv": out["kv"],
+    }
+
+  def score(
+    self,
+    image: Num[Array, "b y x 3"],
+    low: dict[str, Any],
+    prompt: Float[Array, "b d"] | None = None,
+  ) -> dict[str, Any]:
+    """Stage 2, how much each place matters: top-down given a prompt, else bottom-up.
+
+    Returns:
+      `score` (b, g, g), log-odds per cell of the low-resolution grid, float32; `prob`, its
+      sigmoid as one map per high-resolution scale.
+    """
+    features = self._selection_features(image, low)
+    score = self._score(features, self.prior_prompt if prompt is None else prompt)
+    return self._score_out(score, self._image_hw(image))
+
+  def high(self, image: Num[Array, "b y x 3"], kv: Any, index: Indices):
+    """Stage 3, the patches at raster positions `index[scale]` against the low-resolution keys.
+
+    Returns:
+      Tokens (b, t, d) before the final norm, scale by scale, and what the encoder gives beside.
+    """
+    sizes = selection.scale_sizes(self.scales, self.patch_size, self._image_hw(image))
+    tokens = []
+    for i, (size, at) in enumerate(zip(sizes, index)):
+      if at.shape[-1]:
+        tokens.append(self._tokens(image, i, size, at))
+    x = blocks.constrain(jnp.concatenate(tokens, axis=1), "act_embed")
+    _, out = self.encode(x, kv)
+    return out["last"], out
+
+  def pool_high(
+    self, tokens: Float[Array, "b t d"], mask: Bool[Array, "b t"] | None = None
+  ) -> Float[Array, "b d"]:
+    """Final norm and attention pooling of high-resolution tokens, of those in `mask`."""
+    return self.pool(self.Transformer.norm(tokens), mask)
+
+  def pool(
+    self, y: Float[Array, "b t d"], mask: Bool[Array, "b t"] | None = None
+  ) -> Float[Array, "b e"]:
+    """Normed tokens -> one vector (b, `out_width`), through the adapter if there is one."""
+    return super().pool(self.pool_adapter(y) if self.adapter_hidden else y, mask)
+
+  @property
+  def out_width(self) -> int:
+    """Width of the pooled vectors."""
+    return self.pool_width or self.width
+
+  @property
+  def cells(self) -> Grid:
+    """Rows and columns of the low-resolution grid, which is the grid of the scores."""
+    return (self.scales[0] // self.patch_size,) * 2
+
+  def grids(self, image_hw: Grid) -> list[Grid]:
+    """Token grid of each high-resolution scale for an image of this size in pixels."""
+    sizes = selection.scale_sizes(self.scales, self.patch_size, image_hw)
+    return [(h // self.patch_size, w // self.patch_size) for h, w in sizes]
+
+  def budget(self) -> selection.Counts:
+    """Tokens per look and high-resolution scale."""
+    if self.max_select_num_each_scale is not None:
+      return tuple(self.max_select_num_each_scale)
+    return selection.split_budget(self.scales, self.max_select_num)
+
+  def plan(self, image_hw: Grid, **kwargs) -> list[selection.Counts]:
+    """Tokens per look and scale for an image of this size; see `selection.plan_looks`."""
+    return selection.plan_looks(self.grids(image_hw), self.budget(), **kwargs)
+
+  def _normalise(self, pixels):
+    mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
+    return (pixels / 255.0 - mean) / std
+
+  def _selection_features(self, image, low):
+    """Unit-length features of the cells, and of the finer grid of the convolutional branch."""
+    x = self.selection_feature_proj(jnp.concatenate(low["hidden"], axis=-1))
+    x = selection_head.l2_normalize(x).reshape(x.shape[0], *self.cells, self.width)
+    if not self.highres_branch:
+      return x, None
+    large = resample.resize_cubic(image, (self.selection_size, self.selection_size))
+    # Without the barrier XLA computes the resampled pixels once more inside the gradient of the
+    # stem's kernel, for every tap: half of the branch's time on a CPU.
+    large = jax.lax.optimization_barrier(self._normalise(large))
+    return x, selection_head.l2_normalize(self.highres_selection(large))
+
+  def _score(self, features, prompt):
+    """Log-odds (b, g, g) for a prompt (b, d) or (d,)."""
+    prompt = jnp.broadcast_to(prompt, (features[0].shape[0], self.width))
+    score = selection_head.cosine(features[0], prompt)
+    if self.highres_branch:
+      fine = selection_head.cosine(features[1], self.prompt_proj_for_highres(prompt))
+      score = (score + resample.amax(fine, self.cells)) / 2
+    return jnp.clip(_SCORE_SCALE * score, -_SCORE_LIMIT, _SCORE_LIMIT)
+
+  def _score_out(self, score, image_hw):
+    prob = [resample.nearest(jax.nn.sigmoid(score), grid) for grid in self.grids(image_hw)]
+    return {"score": score, "prob": prob}
+
+  def _tokens(self, image, scale, size, index):
+    """Embedded patches of one high-resolution scale, with positions."""
+    patch = self.patch_size
+    cut = jax.vmap(lambda im, at: resample.gather_patches(im, size, patch, at))
+    x = self.embed_patches(self._normalise(cut(image, index)))
+    rows, cols = size[0] // patch, size[1] // patch
+    if self.posemb_type == "learn" and self.posemb_fit == "crop":
+      position = self.pos_embedding[0][index // cols * self.posemb_grid[1] + index % cols]
+    elif self.posemb_type == "learn":
+      table = self.pos_embedding[0].reshape(*self.posemb_grid, self.width)
+      position = resample.table_rows(table, (rows, cols), index)
+    else:
+      position = self.posemb(rows, cols)[index]
+    # The residual table is that of a square image; others use its upper left part.
+    side = self.scales[scale + 1] // patch
+    residual = self.residuals[scale][0][index // cols * side + index % cols]
+    return x + (position + residual).astype(x.dtype)
+
+  def _image_hw(self, image) -> Grid:
+    if image.ndim != 4 or image.shape[-1] != 3:
+      raise ValueError(
+        f"PS3 wants images (batch, height, width, 3), got {image.shape}; add a batch axis or "
+        "convert to RGB."
+      )
+    return image.shape[1:3]
+
+  def _check_fields(self):
+    selection.check_scales(self.scales, self.patch_size)
+    if self.pool_type != "map":
+      raise ValueError(f"pool_type={self.pool_type!r}: PS3 pools by attention, set it to 'map'.")
+    if self.pool_width not in (0, self.width) and not self.adapter_hidden:
+      raise ValueError(
+        f"pool_width={self.pool_width} differs from width={self.width}: set adapter_hidden, the "
+        "width of the adapter between them."
+      )
+    side = self.scales[-1] // self.patch_size
+    if self.posemb_fit == "crop" and min(self.posemb_grid) < side:
+      raise ValueError(
+        f"posemb_fit='crop' takes positions out of posemb_grid={self.posemb_grid}, which must hold "
+        f"the {side} x {side} patches of scales[-1]={self.scales[-1]}."
+      )
+    if not all(-self.depth <= i < self.depth for i in self.select_layers):
+      raise ValueError(
+        f"select_layers={self.select_layers} must name blocks of depth={self.depth}, 0 to "
+        f"{self.depth - 1}."
+      )
+    if self.highres_branch and self.selection_size < self.selection_kernel:
+      raise ValueError(
+        f"selection_size={self.selection_size} must be at least selection_kernel="
+        f"{self.selection_kernel}."
+      )

@@ -1,0 +1,26 @@
+"""PS3-1.5K on SigLIP 2 So400m/14: 378 px, then selected patches of 756 and 1512.
+
+Smoke run (CPU, two minutes; needs the sample data, see the README):
+  python -m big_vision_ext.train \
+    --config configs/ps3/ps3_1p5k_siglip2_so400m.py:runlocal,data=data/sample --workdir runs/smoke
+
+On a pod (the same command on every host, with --distributed):
+  python -m big_vision_ext.train --distributed --workdir /checkpoints/ps3_1p5k_siglip2 --config \
+    configs/ps3/ps3_1p5k_siglip2_so400m.py:data=/data/regions,init=/checkpoints/siglip2_so400m,\
+tokenizer=sentencepiece:/data/gemma.model
+
+Source: Shi et al. 2025 (arXiv 2503.19903 v2), table 13 and the released scripts: 75M samples,
+global batch 8,192, learning rate 5e-6. Their result (table 3): 53.5 on high-resolution, 56.5 on
+text-rich and 56.1 on general question answering, against 48.9, 54.2 and 55.0 for SigLIP 2. Their
+data were not released: no result of this config is claimed.
+"""
+
+from big_vision_ext.core import config as config_lib
+from configs.ps3 import common
+
+
+def get_config(arg=None):
+  """`arg`: data=DIR, init=weights of SigLIP 2, tokenizer=SPEC, batch=N, runlocal."""
+  a = config_lib.parse_arg(
+      arg, data="data/regions", init="", tokenizer="bytes", batch=0, runlocal=False)
+  return common.published(a, "siglip2", "1.5k", batch_size=8192)

@@ -1,0 +1,45 @@
+"""A workdir of a tiny PS3 whose every weight is random: nothing was trained, all of it counts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_vision_ext import tasks
+from big_vision_ext.core import checkpoint, sharding
+
+MODEL = {
+    "image": dict(
+        width=32, depth=2, mlp_dim=64, num_heads=2, patch_size=8, posemb_grid=(4, 4),
+        scales=(32, 64, 128), max_select_num=20, select_layers=(0, 1), selection_size=48,
+        selection_kernel=12, selection_hidden=16, selection_out=16, selection_depth=1),
+    "text": dict(width=32, depth=1, mlp_dim=64, num_heads=2, vocab_size=259, text_len=16),
+}
+INPUT = dict(data="nowhere", image_size=128, text_len=16)
+
+
+@functools.cache
+def params(seed: int = 0):
+  """Parameters, none at its initial value: norms, biases and residual tables included."""
+  task = tasks.make("ps3", MODEL)
+  spec = jax.eval_shape(
+      lambda: sharding.unbox(task.init(jax.random.key(0), jax.tree.map(
+          lambda s: jnp.zeros(s.shape, s.dtype), task.batch_spec(1)))))
+  rng = np.random.default_rng(seed)
+  def fill(path, x):
+    centre = 1.0 if path[-1].key == "scale" else 0.0
+    spread = 0.5 / max(1, np.prod(x.shape[:-1]) ** 0.5) if path[-1].key == "kernel" else 0.2
+    return (centre + spread * rng.standard_normal(x.shape)).astype(x.dtype)
+  return jax.tree_util.tree_map_with_path(fill, spec)
+
+
+def save(workdir, seed: int = 0, step: int = 3):
+  """Writes a checkpoint of these parameters, as training would."""
+  checkpoints = checkpoint.Checkpoints(workdir)
+  state = {"params": jax.tree.map(jnp.asarray, params(seed)), "step": jnp.int32(step)}
+  checkpoints.save(step, state, {"config": {
+      "task": "ps3", "total_steps": step, "batch_size": 8, "model": MODEL, "input": INPUT}})
+  checkpoints.wait()
+  checkpoints.close()
+  return workdir
