@@ -7,6 +7,7 @@ Writes a folder that another library loads, with a card (README.md) that says wh
 - `transformers`   `SiglipModel.from_pretrained(E)`; models of task "siglip", as the next two
 - `timm`           the image tower, for `timm.create_model`
 - `open_clip`      both towers, for `open_clip.create_model_from_pretrained`
+- `stablehlo`      the encoder as a program that any jax runs; models of task "ps3" (`serialize.py`)
 
 `--weights` takes the same formats, so that this command also converts between them. Arrays are
 written one after another; the folder appears when it is complete.
@@ -18,6 +19,9 @@ import sys
 from collections.abc import Sequence
 
 from big_vision_ext.core import console as console_lib
+
+STABLEHLO = "stablehlo"
+_PROGRAM_FLAGS = ("looks", "tokens", "no_prompt", "platforms")
 
 
 def export(source: str, format: str, out: str, *, step: int | None = None,
@@ -54,6 +58,38 @@ def export(source: str, format: str, out: str, *, step: int | None = None,
                        progress=progress if console else None, **options)
 
 
+def export_program(source: str, out: str, *, step: int | None = None,
+                   **options) -> list[pathlib.Path]:
+  """Writes the encoder of `source` as StableHLO; options are `serialize.export_encoder`'s."""
+  from big_vision_ext import serialize, weights
+
+  # As with the other formats, an earlier export of this kind is replaced, and nothing else.
+  return serialize.export_encoder(weights.load(source, step), out, overwrite=True, **options)
+
+
+def _budget(options: argparse.Namespace) -> dict:
+  if options.dtype:
+    raise ValueError(f"--dtype={options.dtype} is not for --format {STABLEHLO}: the program keeps "
+                     "the parameters as they are")
+  if options.looks is not None and options.tokens is not None:
+    raise ValueError("give --looks or --tokens, not both")
+  found = {"prompt": not options.no_prompt}
+  if options.looks is not None:
+    found["num_looks"] = options.looks
+  if options.tokens is not None:
+    found |= {"num_looks": None, "num_tokens": options.tokens}
+  if options.platforms:
+    found["platforms"] = tuple(options.platforms.split(","))
+  return found
+
+
+def _refuse_program_flags(options: argparse.Namespace) -> None:
+  for flag in _PROGRAM_FLAGS:
+    if getattr(options, flag) not in (None, False):
+      raise ValueError(f"--{flag.replace('_', '-')} is for --format {STABLEHLO}, not "
+                       f"{options.format}")
+
+
 class _Bytes:
   """Shows how much has been written, now and then."""
 
@@ -83,6 +119,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--shard_gb", type=float, default=5.0,
                       help="largest size of a safetensors file; default: 5")
   parser.add_argument("--layout", help="of npz: loop (one array per block, the default) or scan")
+  program = parser.add_argument_group("of stablehlo, fixed when it is written")
+  program.add_argument("--looks", type=int, help="looks at high resolution; default: 1")
+  program.add_argument("--tokens", type=int, help="high-resolution tokens in total, instead")
+  program.add_argument("--no-prompt", action="store_true", help="take no text: bottom-up selection")
+  program.add_argument("--platforms", help="comma-separated; default: cpu,tpu,cuda")
   parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
   return parser.parse_args(argv)
 
@@ -95,13 +136,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.layout and options.format != "npz":
       raise ValueError(f"--layout is for --format npz, not {options.format}")
     extra = {"layout": options.layout} if options.layout else {}
+    source = options.workdir or options.weights
     if options.shard_gb <= 0:
       raise ValueError(f"--shard_gb={options.shard_gb}: expected a size above 0")
     console_lib.set_up_logging(options.debug)
     console = console_lib.Console()
-    paths = export(options.workdir or options.weights, options.format, options.out,
-                   step=options.step, dtype=options.dtype, shard_bytes=options.shard_gb * 1e9,
-                   console=console, **extra)
+    if options.format == STABLEHLO:
+      paths = export_program(source, options.out, step=options.step, **_budget(options))
+    else:
+      _refuse_program_flags(options)
+      paths = export(source, options.format, options.out, step=options.step, dtype=options.dtype,
+                     shard_bytes=options.shard_gb * 1e9, console=console, **extra)
     size = sum(p.stat().st_size for p in paths) / 1e6
     console.say(f"Wrote {options.out}: {len(paths)} files, {size:,.1f} MB")
   return console_lib.exit_code(command, options.debug)

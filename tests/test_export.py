@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from big_vision_ext import convert, export, weights
+from big_vision_ext import convert, export, serialize, weights
 from big_vision_ext.convert import files
 from big_vision_ext.core import checkpoint, trees
 from tests.convert import cases
@@ -84,6 +84,28 @@ def test_what_is_wrong_with_the_arguments_is_said_in_a_line(run, tmp_path, capsy
   error = capsys.readouterr().err
   assert error.startswith("error: ") and message in error
   assert not (tmp_path / "e").exists()
+
+
+def test_the_encoder_is_exported_as_a_program_with_the_budget_that_was_asked_for(run, tmp_path):
+  out = tmp_path / "program"
+  argv = ["--workdir", str(run[0]), "--format", "stablehlo", "--out", str(out), "--tokens", "6",
+          "--no-prompt", "--platforms", "cpu"]
+  assert export.main(argv) == 0
+  program = serialize.load(out)
+  features = program(np.zeros((3, 128, 128, 3), np.uint8))
+  assert features["selected_index"].shape == (3, 6)
+  assert export.main(argv) == 0  # An earlier export is replaced.
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--format", "npz", "--looks", "2"], "--looks is for --format stablehlo, not npz"),
+    (["--format", "stablehlo", "--looks", "2", "--tokens", "6"], "give --looks or --tokens"),
+    (["--format", "stablehlo", "--dtype", "bfloat16"], "--dtype=bfloat16 is not for"),
+    (["--format", "stablehlo", "--platforms", "abacus"], "abacus"),
+])
+def test_flags_of_a_program_that_do_not_fit_are_named(run, tmp_path, capsys, argv, message):
+  assert export.main(["--workdir", str(run[0]), "--out", str(tmp_path / "out"), *argv]) == 2
+  assert message in capsys.readouterr().err
 
 
 def test_damaged_and_absent_weights_are_named(run, tmp_path, capsys):
