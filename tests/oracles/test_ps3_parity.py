@@ -27,6 +27,7 @@ from tests.oracles import harness, ps3_names, smooth_images
 pytestmark = [pytest.mark.slow, pytest.mark.oracle]
 
 FEATURES = 1e-5
+# Of each parameter by itself; the largest error measured is 7e-6.
 GRADIENTS = 2e-5
 SEEDS = (1, 2, 3)
 BATCH = 4
