@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from big_vision_ext.core import console as console_lib
 
 STABLEHLO = "stablehlo"
+# The other formats are one file of weights.
+_SHARDED = ("ps3_torch", "transformers")
 _PROGRAM_FLAGS = ("looks", "tokens", "no_prompt", "platforms")
 
 
@@ -116,8 +118,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--format", required=True, help="format to write, see above")
   parser.add_argument("--out", required=True, help="folder to write")
   parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: as they are")
-  parser.add_argument("--shard_gb", type=float, default=5.0,
-                      help="largest size of a safetensors file; default: 5")
+  parser.add_argument("--shard_gb", type=float,
+                      help="largest size of a file of ps3_torch or transformers; default: 5")
   parser.add_argument("--layout", help="of npz: loop (one array per block, the default) or scan")
   program = parser.add_argument_group("of stablehlo, fixed when it is written")
   program.add_argument("--looks", type=int, help="looks at high resolution; default: 1")
@@ -137,8 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise ValueError(f"--layout is for --format npz, not {options.format}")
     extra = {"layout": options.layout} if options.layout else {}
     source = options.workdir or options.weights
-    if options.shard_gb <= 0:
-      raise ValueError(f"--shard_gb={options.shard_gb}: expected a size above 0")
+    if options.shard_gb is not None and options.format not in _SHARDED:
+      raise ValueError(f"--shard_gb is for {' and '.join(_SHARDED)}; {options.format} is one file")
+    shard_gb = 5.0 if options.shard_gb is None else options.shard_gb
+    if shard_gb <= 0:
+      raise ValueError(f"--shard_gb={shard_gb}: expected a size above 0")
     console_lib.set_up_logging(options.debug)
     console = console_lib.Console()
     if options.format == STABLEHLO:
@@ -146,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
       _refuse_program_flags(options)
       paths = export(source, options.format, options.out, step=options.step, dtype=options.dtype,
-                     shard_bytes=options.shard_gb * 1e9, console=console, **extra)
+                     shard_bytes=shard_gb * 1e9, console=console, **extra)
     size = sum(p.stat().st_size for p in paths) / 1e6
     console.say(f"Wrote {options.out}: {len(paths)} files, {size:,.1f} MB")
   return console_lib.exit_code(command, options.debug)

@@ -77,7 +77,9 @@ def test_step_dtype_layout_and_size_of_files_can_be_chosen(run, tmp_path):
     (["--format", "npz", "--dtype", "int8"], "dtype 'int8'"),
     (["--format", "npz", "--layout", "spiral"], "layout 'spiral'"),
     (["--format", "ps3_torch", "--layout", "scan"], "--layout is for --format npz"),
-    (["--format", "npz", "--shard_gb", "0"], "--shard_gb=0.0"),
+    (["--format", "ps3_torch", "--shard_gb", "0"], "--shard_gb=0.0"),
+    (["--format", "npz", "--shard_gb", "1"], "npz is one file"),
+    (["--format", "stablehlo", "--shard_gb", "1"], "stablehlo is one file"),
 ])
 def test_what_is_wrong_with_the_arguments_is_said_in_a_line(run, tmp_path, capsys, argv, message):
   assert export.main(["--workdir", str(run[0]), "--out", str(tmp_path / "e"), *argv]) == 2

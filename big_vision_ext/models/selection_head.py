@@ -99,7 +99,7 @@ class PromptProj(nn.Module):
     return self.fc2(self.norm(nn.gelu(self.fc1(text), approximate=False)))
 
 
-def _shifts_padded(x: jax.Array) -> jax.Array:
+def _padded(x: jax.Array) -> jax.Array:
   return jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
 
 
@@ -115,7 +115,7 @@ def depthwise(
   differentiation, 49 padded copies of the image take four times as long.
   """
   height, width = x.shape[1:3]
-  padded = _shifts_padded(x)
+  padded = _padded(x)
   out = 0.0
   for i in range(7):
     for j in range(7):
@@ -129,7 +129,7 @@ def _depthwise_forward(x, kernel):
 
 def _depthwise_backward(saved, grad):
   x, kernel = saved
-  padded = _shifts_padded(x)
+  padded = _padded(x)
 
   def weight(shift):
     seen = jax.lax.dynamic_slice(padded, (0, shift // 7, shift % 7, 0), grad.shape)

@@ -5,27 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from big_vision_ext.core import checkpoint, config, sharding, trees
+from tests.core.small_state import make_state, place
 
 MESHES = (config.Mesh(), config.Mesh(1, 8), config.Mesh(2, 2, 2))
-
-
-def place(mesh):
-  """Shardings of `make_state`."""
-  cut = NamedSharding(mesh, PartitionSpec("fsdp"))
-  whole = sharding.replicated(mesh)
-  return {"params": {"a": {"kernel": cut, "bias": whole}, "t": whole},
-          "opt": ({"mu": cut},), "step": whole}
-
-
-def make_state(mesh, scale=1.0):
-  state = {
-      "params": {"a": {"kernel": scale * jnp.arange(64.0).reshape(16, 4) / 7,
-                       "bias": jnp.ones(4, jnp.bfloat16) / 3}, "t": jnp.float32(scale)},
-      "opt": ({"mu": jnp.full((16, 4), 1e-20)},), "step": jnp.int32(3)}
-  return jax.device_put(state, place(mesh))
 
 
 def shapes(state):
