@@ -13,6 +13,7 @@ SIGTERM and 130 after Ctrl-C, both with the last step saved.
 import argparse
 import contextlib
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -277,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   def command() -> int:
     options, overrides = parse_args(argv)
     config = config_lib.resolve(config_lib.load(options.config, overrides))
-    if options.distributed:
+    if options.distributed or "JAX_NUM_PROCESSES" in os.environ:
       sharding.join_processes()
     console_lib.set_up_logging(options.debug)
     first = jax.process_index() == 0
