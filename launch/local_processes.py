@@ -7,9 +7,9 @@ Each process is told by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCE
 are (jax.distributed on localhost), and simulates its devices on the CPU unless JAX_PLATFORMS says
 otherwise. Lines of output begin with the process they come from.
 
-The exit code is that of the process that failed first, or 0; `big_vision_ext/core/exit_codes.py` says
-what each means. With `--restarts N`, processes that ended in a way that a restart mends are started
-again, all of them, at most N times. SIGTERM and Ctrl-C are passed on; a second Ctrl-C kills.
+The exit code is that of the process that failed first, or 0; `big_vision_ext/core/exit_codes.py`
+says what each means. With `--restarts N`, processes that ended in a way that a restart mends are
+started again, all of them, at most N times. SIGTERM and Ctrl-C are passed on; a second one kills.
 """
 
 import argparse

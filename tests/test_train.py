@@ -45,7 +45,7 @@ def test_a_run_leaves_its_config_metrics_and_checkpoints(finished):
   assert [line["step"] for line in evaluated] == [4, 8, 10]
   assert {"loss", "error", "lr", "grad_norm", "update_norm", "param_norm", "skipped_updates",
           "examples_seen", "time/step", "time/data_wait", "time/examples_per_second_per_chip",
-          "time/goodput", "time/skipped_records"} <= lines[-2].keys()
+          "time/goodput", "skipped_records", "skipped_records/data"} <= lines[-2].keys()
   losses = [line["loss"] for line in lines if "loss" in line]
   assert losses[-1] < losses[0]
   assert lines[-2]["examples_seen"] == 80
@@ -171,9 +171,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped(data, tmp_path, c
   assert metrics.read(tmp_path)[-2]["skipped_updates"] == 10
 
 
-def test_too_many_skips_in_a_row_end_a_run(data, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(train, "MAX_SKIPPED_IN_ROW", 3)
-  assert start(data, tmp_path, "--config.model.nan_at=0.0", "--config.nan_policy=skip") == 2
+def test_too_many_skips_in_a_row_end_a_run(data, tmp_path, capsys):
+  assert start(data, tmp_path, "--config.model.nan_at=0.0", "--config.nan_policy=skip",
+               "--config.nan_limit=3") == 2
   assert "updates were all not finite" in capsys.readouterr().err
 
 
@@ -205,7 +205,10 @@ def test_a_damaged_last_checkpoint_is_recomputed_from_the_one_before(
   for path in (workdir / "checkpoints" / "10" / "params").rglob("d/*"):
     path.write_bytes(path.read_bytes()[:-20])
   # The run looks complete, so it is asked to go one step further.
-  assert start(data, workdir, steps=12) == 0
+  assert start(data, workdir, steps=12) == 2
+  err = capsys.readouterr().err
+  assert "checkpoints/10: step 10 is damaged" in err and "--fallback_checkpoint" in err
+  assert start(data, workdir, "--fallback_checkpoint", steps=12) == 0
   captured = capsys.readouterr()
   assert "DAMAGED CHECKPOINT" in captured.err and "Going on from step 5 of 12" in captured.out
   assert (workdir / "damaged_checkpoints").is_dir()
@@ -216,6 +219,7 @@ def test_a_damaged_last_checkpoint_is_recomputed_from_the_one_before(
 def test_the_parameters_are_big_visions_state_and_nothing_else(finished):
   description = checkpoint.Checkpoints(finished, read_only=True).meta(10)
   assert pathlib.Path(finished / "checkpoints" / "10").is_dir()
-  assert {"format", "version", "step", "versions", "arrays", "config", "clock"} == set(description)
+  assert {"format", "version", "step", "versions", "arrays", "config", "clock", "feed",
+          "roll_backs"} == set(description)
   assert description["versions"]["jax"] == jax.__version__
   assert description["arrays"]["params/fc1/kernel"]["shape"] == [192, 16]

@@ -3,6 +3,7 @@
 | code | meaning | start it again? |
 |---|---|---|
 | 0 | the run is complete | no |
+| 1 | a mistake in the program; the traceback is on stderr | no |
 | 2 | an error that a person has to mend; one line on stderr says what | no |
 | 75 | a step stalled, or another process of the run is gone; the stacks are in the workdir | yes |
 | 130 | Ctrl-C; the last step is saved | as the person likes |
@@ -13,7 +14,7 @@
 Started again, a run goes on from its last checkpoint.
 """
 
-COMPLETE, ERROR, RESTART, INTERRUPTED, TERMINATED = 0, 2, 75, 130, 143
+COMPLETE, BUG, ERROR, RESTART, INTERRUPTED, TERMINATED = 0, 1, 2, 75, 130, 143
 ABORTED, KILLED = 134, 137
 
 # Those after which the same command, started again, has something to do that needs no person.
