@@ -2,9 +2,8 @@
 
 `WORKDIR/checkpoints/STEP/` has three items: `params`, `rest` (optimiser and counters) and `meta`
 (JSON: config, versions, and a manifest with name, shape, dtype and checksum of every array). A
-folder gets its final name only when it is complete, so a number is a whole checkpoint. Right after
-that `files.json` is put into it, with the size of every file: what is cut short or missing later
-can be named.
+folder gets its final name only when it is complete, so a number is a whole checkpoint. In it is
+`files.json` with the size of every file, so that what is cut short or missing later can be named.
 """
 
 import errno
@@ -30,6 +29,8 @@ FORMAT, VERSION = "bve-checkpoint", 1
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged_checkpoints"
 INVENTORY = "files.json"
+# Orbax writes this once more when it gives the folder its name; nothing here depends on it.
+_STEP_METADATA = "_CHECKPOINT_METADATA"
 # How much is read at once where parameters are read one after another.
 _READ_BYTES = 1 << 28
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
@@ -246,7 +247,7 @@ class Checkpoints:
     return DamagedError(f"{self._root / str(step)}: its arrays cannot be read ({why})")
 
   def _check_files(self, step):
-    """Compares the files with the inventory; a kill right after a save may have left none."""
+    """Compares the files with the inventory; checkpoints older than that file have none."""
     folder = self._root / str(step)
     try:
       sizes = json.loads((folder / INVENTORY).read_text())
@@ -267,14 +268,13 @@ class Checkpoints:
                          + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
 
   def _take_inventory(self):
-    folder = self._root / str(self._saving)
-    if jax.process_index() or not folder.is_dir():
+    """Called in the background when all is written and the folder has not got its name yet."""
+    if jax.process_index():
       return
+    (folder,) = self._root.glob(f"{self._saving}.*tmp*")
     sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*"))
-             if p.is_file() and p.name != INVENTORY}
-    other = folder / f"{INVENTORY}.tmp"
-    other.write_text(json.dumps(sizes, indent=1))
-    os.replace(other, folder / INVENTORY)
+             if p.is_file() and p.name != _STEP_METADATA}
+    (folder / INVENTORY).write_text(json.dumps(sizes, indent=1))
 
   def _check_sums(self, step, sums, meta):
     altered = [n for n in sums if int(sums[n]) != meta["arrays"][n]["sum"]]

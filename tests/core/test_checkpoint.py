@@ -136,7 +136,8 @@ def test_a_damaged_checkpoint_stays_where_it_is_unless_asked_for_the_one_before(
 def test_every_file_of_a_checkpoint_that_is_cut_short_or_missing_is_named(mesh, saved):
   folder = saved / "checkpoints" / "2"
   checkpoints = checkpoint.Checkpoints(saved, read_only=True)
-  files = [p for p in folder.rglob("*") if p.is_file() and p.name != checkpoint.INVENTORY]
+  # The others are the inventory itself and two that orbax adds when all else is done.
+  files = [p for p in folder.rglob("*") if p.is_file() and p.parent != folder]
   assert len(files) > 10
   for path in files:
     data, name = path.read_bytes(), path.relative_to(folder)
@@ -151,7 +152,7 @@ def test_every_file_of_a_checkpoint_that_is_cut_short_or_missing_is_named(mesh, 
   assert checkpoints.params(2)["t"] == 2
 
 
-def test_a_checkpoint_whose_inventory_a_kill_prevented_is_whole(mesh, saved):
+def test_a_checkpoint_from_before_there_were_inventories_is_read(mesh, saved):
   (saved / "checkpoints" / "2" / checkpoint.INVENTORY).unlink()
   _, meta = checkpoint.Checkpoints(saved).restore_latest(shapes(make_state(mesh)), place(mesh))
   assert meta["step"] == 2
