@@ -56,7 +56,7 @@ def run(command: Sequence[str], *, num: int, devices: int, grace: float,
       readers[-1].start()
 
   first, deadline, sent = 0, None, 0
-  while any(p.poll() is None for p in processes):
+  while None in [p.poll() for p in processes]:
     if len(passed_on) > sent:
       _signal(processes, signal.SIGKILL if sent else passed_on[0])
       sent += 1
