@@ -176,8 +176,7 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
         in_shardings=(shardings, rows), out_shardings=(shardings, sharding.replicated(mesh)))
     compiled = jitted.lower(state, batch).compile()
   console.say(inspection.describe(compiled, time.perf_counter() - began, state["params"]))
-  # A program compiled ahead cannot say which of its operations a NaN came from.
-  train_step = jitted if config.debug.checks else compiled
+  train_step = inspection.checked(jitted) if config.debug.checks else compiled
 
   workdir.claim()
   writer = None
@@ -194,7 +193,7 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
   previous = pending = None
   for step in range(start + 1, total + 1):
     watchdog.beat(f"working on step {step}")
-    with profile.step(step), inspection.checks(config.debug.checks):
+    with profile.step(step):
       if batch is None:
         with clock.waiting():
           batch = feed.next()

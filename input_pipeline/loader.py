@@ -170,12 +170,12 @@ def to_global(batch: Batch, sharding: Any) -> dict[str, Any]:
   place = {row: i for i, row in enumerate(rows)}
 
   def put(x):
-    def part(index):
+    shape, parts = (batch_size, *x.shape[1:]), []
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
       first, last, _ = index[0].indices(batch_size)
       # The rows of one device follow each other, in the batch and here.
-      return x[place[first] : place[last - 1] + 1]
-
-    return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, part)
+      parts.append(jax.device_put(x[place[first] : place[last - 1] + 1], device))
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
   return {k: put(v) for k, v in batch.items()}
 

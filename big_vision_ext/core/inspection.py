@@ -3,10 +3,11 @@
 import contextlib
 import pathlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from big_vision_ext.core.nonfinite import TrainingError
 
@@ -64,25 +65,33 @@ class Profile:
       jax.profiler.stop_trace()
 
 
-@contextlib.contextmanager
-def checks(on: bool) -> Iterator[None]:
-  """config.debug.checks: NaN ends the run where it arose, unasked transfers where they happen.
+def checked(step: Callable[[Any, Any], tuple[Any, dict]]) -> Callable[[Any, Any], tuple[Any, dict]]:
+  """config.debug.checks: a step that ends the run where a NaN or an unasked transfer arises.
 
-  Raises:
-    TrainingError: one of them happened.
+  Args:
+    step: jitted, from (state, batch) to (state, metrics), without donation: one that gives NaN is
+      taken again, operation by operation.
+
+  Returns:
+    The step, which raises TrainingError.
   """
-  if not on:
-    yield
-    return
-  try:
-    with jax.debug_nans(True), jax.transfer_guard("disallow"):
-      yield
-  except FloatingPointError as error:
-    raise TrainingError(f"config.debug.checks: {error}{_where(error)}") from error
-  except RuntimeError as error:
-    if "isallowed" not in str(error):
-      raise
-    raise TrainingError(f"config.debug.checks: {error}{_where(error)}") from error
+  def run(state, batch):
+    try:
+      with jax.transfer_guard("disallow"):
+        out = step(state, batch)
+    except RuntimeError as error:
+      if "Disallowed" not in str(error):
+        raise
+      raise TrainingError(f"config.debug.checks: {error}") from error
+    seen = jax.device_get([out[1][name] for name in ("loss", "grad_norm", "update_norm")])
+    if np.isnan(seen).any():
+      try:
+        with jax.debug_nans(True):
+          step(state, batch)
+      except FloatingPointError as error:
+        raise TrainingError(f"config.debug.checks: {error}{_where(error)}") from error
+    return out
+  return run
 
 
 def _where(error: BaseException) -> str:

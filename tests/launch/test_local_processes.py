@@ -59,8 +59,9 @@ def test_a_restart_that_helps_ends_well(tmp_path, capfd):
 
 
 def test_sigterm_reaches_every_process(tmp_path):
-  script = ("import os, signal, sys, time\n"
-            "signal.signal(signal.SIGTERM, lambda *a: (print('saved', flush=True), os._exit(143)))\n"
+  script = ("import os, signal, time\n"
+            "end = lambda *a: (print('saved', flush=True), os._exit(143))\n"
+            "signal.signal(signal.SIGTERM, end)\n"
             "print('ready', flush=True); time.sleep(100)")
   command = [sys.executable, "-m", "launch.local_processes", "--num", "2", "--restarts", "5", "--",
              "python", "-c", script]
