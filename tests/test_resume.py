@@ -26,7 +26,7 @@ def run(moment, data, workdir, *extra):
   env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
   command = [sys.executable, "tests/interrupted_train.py", moment, "--", "--workdir", str(workdir),
              f"--config=tests/toy_config.py:data={data}", *extra]
-  return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+  return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
 
 
 def lines(workdir):

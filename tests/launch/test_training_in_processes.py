@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 STEPS, BATCH = 12, 8
 # The schedule of the toy config does not depend on the length; neither does anything else.
 OPTIONS = [f"--config.total_steps={STEPS}", "--config.ckpt_steps=4", "--config.log_steps=1",
-           "--config.evals.held_out.eval_steps=8", "--config.peer_seconds=10"]
+           "--config.evals.held_out.eval_steps=8", "--config.peer_seconds=20"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def train(num, devices, moment, data, workdir, *extra, record=None):
       shutil.rmtree(record, ignore_errors=True)
       record.mkdir()
     process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True,
-                             timeout=400)
+                             timeout=1800)
     # On a machine that is busy with other things processes may miss each other at the first
     # step: gloo gives them 30 s. They end with the code for restarts, and nothing has happened.
     if "Gloo context initialization failed" not in process.stderr:
