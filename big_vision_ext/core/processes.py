@@ -1,6 +1,8 @@
 """What do the processes of one run tell each other, and how does one leave that the others need?"""
 
+import ctypes
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -78,12 +80,13 @@ def run_one_of_several(command: Callable[[], int]) -> int:
   """Runs what one process of several has to do, and leaves at once if it fails.
 
   A process that ends in the ordinary way waits for the others, which wait for it in the middle of a
-  computation. So one that failed ends without a farewell; jax then ends the others, within the
-  `peer_seconds` of `core.sharding.join_processes`.
+  computation. So one that failed ends without a farewell; jax then aborts the others, within the
+  `peer_seconds` of `core.sharding.join_processes`, and they end with the code for restarts.
 
   Returns:
     The exit code, if the run is complete or all leave together.
   """
+  ctypes.CDLL(None).signal(signal.SIGABRT, _ABORTED)
   try:
     code = command()
   except jax.errors.JaxRuntimeError as error:
@@ -98,3 +101,12 @@ def run_one_of_several(command: Callable[[], int]) -> int:
     sys.stderr.flush()
     os._exit(code)
   return code
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _ABORTED(number):
+  # Jax aborts from a thread of its own while the main thread waits for a device: Python's own
+  # handlers, which run in the main thread, would never be called. What happened, jax has printed.
+  text = b"error: this process was aborted, as when another one of the run is gone (see above)\n"
+  os.write(2, text)
+  os._exit(exit_codes.RESTART)

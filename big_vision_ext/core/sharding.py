@@ -56,7 +56,7 @@ def join_processes(peer_seconds: int = 60) -> None:
 
   Args:
     peer_seconds: when one of the others has given no sign of life for so long, jax says so and ends
-      this process (code 134 of `core.exit_codes`), whatever it waits for.
+      this process (by SIGABRT; see `core.processes`), whatever it waits for.
 
   Raises:
     ShardingError: only some of the variables are set.

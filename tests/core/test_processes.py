@@ -59,5 +59,5 @@ def test_what_others_wait_for_leaves_at_once_and_what_all_do_in_the_ordinary_way
 
 def test_codes_are_told_as_shells_do():
   assert exit_codes.from_returncode(-9) == exit_codes.KILLED
-  assert exit_codes.from_returncode(-6) == exit_codes.ABORTED
+  assert exit_codes.from_returncode(-6) == 134
   assert exit_codes.from_returncode(75) == exit_codes.RESTART
