@@ -108,6 +108,11 @@ def dataset_size(config: InputConfig) -> int:
   return sum(len(member.source) for member in open_members(config))
 
 
+def source_names(config: InputConfig) -> list[str]:
+  """Returns the names of the data sets of a config; that of a single one is "data"."""
+  return [name for name, _, _ in _named_paths(config.data)]
+
+
 def _named_paths(data: Any) -> list[tuple[str, str, float]]:
   """Returns (name, path, weight) of each data set named by `InputConfig.data`."""
   if isinstance(data, str) and data:
