@@ -22,7 +22,7 @@ def test_a_label_and_captions_survive_and_leave_other_records_as_they_were(make_
   plain = make_sample(1)
   known = set(msgpack.unpackb(records.encode_sample(plain)))
   # What a reader that knows neither field looks for is all there, under the same version.
-  assert known == {"format", "version", *records._FIELDS}
+  assert known == {"format", "version", "image", *records._FIELDS}
   plain.label, plain.captions = "golden_retriever", ["one", "two"]
   fields = msgpack.unpackb(records.encode_sample(plain))
   assert set(fields) == known | {"label", "captions"} and fields["version"] == 1
@@ -45,7 +45,7 @@ def _changed(sample, **changes):
 @pytest.mark.parametrize(
   "changes, reason, says",
   [
-    ({"version": 2}, "record-version", "version is 2, this program reads version 1"),
+    ({"version": 3}, "record-version", "version is 3, this program reads versions 1 and 2"),
     ({"format": "other"}, "record-format", "format is 'other', expected 'bve-regions'"),
     ({"width": ...}, "record-invalid", "field 'width' is missing"),
     ({"width": "9"}, "record-invalid", "field 'width' is a str, expected int"),
@@ -137,7 +137,7 @@ def test_a_directory_without_manifest_is_no_data_set(tmp_path):
   [
     ("{", "cannot be read as JSON"),
     ("[]", "format is 'list'"),
-    ('{"format": "bve-regions", "version": 9}', "version is 9, this program reads version 1"),
+    ('{"format": "bve-regions", "version": 9}', "version is 9, this program reads versions 1 and 2"),
     ('{"format": "bve-regions", "version": 1}', "not a complete manifest"),
     (
       '{"format": "bve-regions", "version": 1, "splits": {"a": {"shards": [], "records": 4, '
