@@ -1,6 +1,7 @@
 """How one record becomes one row of a batch, in training and in evaluation."""
 
 import collections
+import dataclasses
 import threading
 from typing import Any
 
@@ -11,6 +12,21 @@ from input_pipeline.input_config import InputConfig
 
 # What makes a record unusable; each carries the `reason` it is counted under.
 UNUSABLE = (records.RecordError, images.ImageError, transforms.CaptionError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+  """What chance has decided about a row.
+
+  Attributes:
+    region: number of the region, None for the whole image.
+    caption: what is tokenised.
+    crop: the part of the image that becomes the square.
+  """
+
+  region: int | None
+  caption: str
+  crop: transforms.Crop
 
 
 class ExampleMaker:
@@ -64,6 +80,22 @@ class ExampleMaker:
     Raises:
       CaptionError, ImageError: the record cannot be used.
     """
+    config, drawn = self._config, self.draw(sample, rng, where)
+    size = sample.width, sample.height
+    shape = {"scale": config.crop_scale, "ratio": config.crop_ratio}
+    least = transforms.least_decoded_size(*size, config.image_size, **shape)
+    picture = pictures.of(
+      sample, where, least, lambda part, decode: self._cache.get((key, part), decode)
+    )
+    self._write_rest(batch, row, sample, drawn.region, drawn.crop, drawn.caption)
+    x, y, w, h = drawn.crop
+    side = config.view_size if config.tiles else config.image_size
+    picture.region((x, y, x + w, y + h), (side, side), config.resize, batch["image"][row])
+    if config.tiles:
+      self._write_tiles(batch, row, picture, drawn.crop, rng)
+
+  def draw(self, sample: records.Sample, rng: np.random.Generator, where: str) -> Draw:
+    """Chooses region, caption and crop; raises CaptionError where there is nothing to say."""
     config = self._config
     region = transforms.choose_region(sample, rng, global_share=config.global_share)
     caption = sample.global_text if region is None else sample.texts[region]
@@ -79,18 +111,7 @@ class ExampleMaker:
       crop = transforms.random_crop(rng, *size, **shape)
     else:
       crop = transforms.crop_for_region(rng, *size, sample.boxes[region], **shape)
-    least = transforms.least_decoded_size(*size, config.image_size, **shape)
-    picture = pictures.of(
-      sample, where, least, lambda part, decode: self._cache.get((key, part), decode)
-    )
-    self._write_rest(batch, row, sample, region, crop, caption)
-    x, y, w, h = crop
-    side = config.view_size if config.tiles else config.image_size
-    picture.region(
-      (x, y, x + w, y + h), (side, side), config.resize, batch["image"][row]
-    )
-    if config.tiles:
-      self._write_tiles(batch, row, picture, crop, rng)
+    return Draw(region, caption, crop)
 
   def _write_tiles(
     self,

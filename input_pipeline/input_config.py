@@ -32,8 +32,8 @@ class InputConfig:
     crop_scale, crop_ratio: of the random resized crop: share of the area, width / height.
     tiles: instead of the whole square, training ships a small view of it and so many tiles around
       the caption's region (see tiles.py); 0 ships the whole. Evaluation always does.
-    tile_size: side of a tile in pixels; it divides image_size. PS3 wants one cell of its grid: patch
-      size times the largest scale over the lowest.
+    tile_size: side of a tile in pixels; it divides image_size. PS3 wants one cell of its grid:
+      patch size times the largest scale over the lowest.
     view_size: side in pixels of the view; PS3 wants at least its second largest scale.
     max_boxes: ship up to so many boxes of the image beside the chosen one; 0 ships none.
     threads: batches made at the same time in a process (0: in the caller's thread).

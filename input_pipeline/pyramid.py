@@ -1,9 +1,9 @@
 """How a large image is stored so that a part or a small version of it costs only its own pixels.
 
-Level k of a pyramid is the displayed image reduced by 2^k, cut into square tiles, each a JPEG of its
-own: a window of a level is read by decoding the tiles it touches. Pixel (x, y) of the image is at
-(x / 2^k, y / 2^k) of level k, whose last row and column may stand for less than 2^k pixels: the rule
-of `images.reduction`, so that a level can stand in for a JPEG decoded at a reduced size.
+Level k of a pyramid is the displayed image reduced by 2^k, cut into square tiles, each a JPEG of
+its own: a window of a level is read by decoding the tiles it touches. Pixel (x, y) of the image is
+at (x / 2^k, y / 2^k) of level k, whose last row and column may stand for less than 2^k pixels: the
+rule of `images.reduction`, so that a level can stand in for a JPEG decoded at a reduced size.
 """
 
 import dataclasses

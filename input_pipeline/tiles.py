@@ -62,7 +62,7 @@ def places(block: Block, grid: int, count: int) -> Int32[np.ndarray, "count"]:
 
 
 def cut(pixels: np.ndarray, tile: int, out: np.ndarray) -> None:
-  """Writes the tiles of a block's pixels (rows * tile, columns * tile, 3) into `out`, then zeros."""
+  """Writes the tiles of a block's pixels (rows * tile, columns * tile, 3) to `out`, then zeros."""
   rows, columns = pixels.shape[0] // tile, pixels.shape[1] // tile
   cut_up = pixels.reshape(rows, tile, columns, tile, 3).swapaxes(1, 2)
   out[: rows * columns] = cut_up.reshape(-1, tile, tile, 3)
