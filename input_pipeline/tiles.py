@@ -32,7 +32,7 @@ def block_around(
   last = np.clip(np.ceil(box[2:]).astype(int) // tile, first, grid - 1)
   (x, y), (w, h) = first, last - first + 1
   if w * h > count:
-    part_h = max(1, min(h, int(h * (count / (w * h)) ** 0.5)))
+    part_h = max(1, min(h, count, int(h * (count / (w * h)) ** 0.5)))
     part_w = min(w, count // part_h)
     part_h = min(h, count // part_w)
     y, x = y + int(rng.integers(h - part_h + 1)), x + int(rng.integers(w - part_w + 1))

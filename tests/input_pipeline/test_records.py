@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import pickle
@@ -6,7 +7,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from input_pipeline import records
+from input_pipeline import images, pyramid, records
 
 
 def test_a_sample_survives_encoding_unchanged(make_sample):
@@ -30,6 +31,42 @@ def test_a_label_and_captions_survive_and_leave_other_records_as_they_were(make_
   assert (back.label, back.captions) == ("golden_retriever", ["one", "two"])
   bare = records.decode_sample(records.encode_sample(make_sample(1)))
   assert (bare.label, bare.captions) == (None, [])
+
+
+def _tiled(sample):
+  pixels = images.decode_image(sample.image)
+  made = pyramid.make(pixels, full_colour=True, tile=16)
+  return dataclasses.replace(sample, image=b"", pyramid=made)
+
+
+def test_a_pyramid_in_place_of_the_file_survives_under_a_version_of_its_own(make_sample):
+  sample = _tiled(make_sample(1))
+  data = records.encode_sample(sample)
+  fields = msgpack.unpackb(data)
+  # Readers that know no pyramids ask for version 1 and refuse others.
+  assert fields["version"] == 2 and "image" not in fields
+  back = records.decode_sample(data)
+  assert (back.image, back.pyramid) == (b"", sample.pyramid)
+  assert records.encode_sample(back) == data
+
+
+@pytest.mark.parametrize("changes, says", [
+  ({"pyramid": ...}, "field 'pyramid' is missing"),
+  ({"pyramid": {}}, "field 'pyramid' is empty"),
+  ({"pyramid": {"tile": 16, "levels": [[b"x"]]}}, r"no pyramid of the image \(level 0 has 1 tiles"),
+  ({"version": 1}, "field 'image' is missing"),
+  ({"width": 500}, "no pyramid of the image"),
+])
+def test_a_bad_pyramid_is_named_with_the_record(make_sample, changes, says):
+  with pytest.raises(records.RecordError, match=f"record 7 .*{says}"):
+    records.decode_sample(_changed(_tiled(make_sample(0, regions=0, global_text="x")), **changes),
+                          "record 7")
+
+
+def test_a_sample_with_both_a_file_and_a_pyramid_is_not_written(make_sample):
+  sample = dataclasses.replace(_tiled(make_sample(0)), image=b"file")
+  with pytest.raises(records.RecordError, match="both an image file and a pyramid"):
+    records.encode_sample(sample)
 
 
 def test_encoding_is_deterministic(make_sample):
