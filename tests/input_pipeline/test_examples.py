@@ -113,10 +113,10 @@ def test_a_row_of_tiles_is_the_row_of_the_whole_with_less_around_it(make_sample)
     for tile, at in zip(b["tiles"][0], b["tile_at"][0]):
       y, x = 16 * (at // 5), 16 * (at % 5)
       there = a["image"][0, y:y + 16, x:x + 16].astype(int) if at >= 0 else 0
-      # The weights are those of the whole but for their last bit, and Pillow rounds to whole
-      # levels after each of its two passes.
+      # Pillow rounds to whole levels after each of two passes, rows or columns first, whichever is
+      # cheaper for the shape: a tenth of the pixels may be off by one, a few by two.
       off = np.abs(tile - there)
-      assert off.max() <= 2 and off.mean() < 0.1
+      assert off.max() <= 2 and off.mean() < 0.2
     x0, y0, x1, y1 = np.floor(b["box"][0] / 16)
     covered += {5 * y0 + x0, 5 * min(y1, 4) + min(x1, 4)} <= set(b["tile_at"][0])
   assert covered >= 6
