@@ -71,7 +71,9 @@ def train_stream(
     a Stream of {"image": uint8 (b, S, S, 3), "text": int32 (b, L), "box": float32 (b, 4) in pixels
     of the S x S image, "is_global": bool (b,)} and, if max_boxes > 0, {"boxes": float32
     (b, max_boxes, 4), "num_boxes": int32 (b,)}: all boxes of the image that the crop shows, the
-    chosen one first.
+    chosen one first. If tiles > 0, "image" is the view (b, V, V, 3), and there are {"tiles": uint8
+    (b, tiles, T, T, 3), "tile_at": int32 (b, tiles)}: tiles of the S x S image and their places in
+    its raster, -1 where there is none.
 
   Raises:
     InputError, DatasetError, TokenizerError: at once, if it cannot start.
@@ -97,7 +99,8 @@ def eval_stream(
 ) -> Stream:
   """Returns a finite stream over regions, captioned images, or labelled images, in record order.
 
-  Images are squashed to S x S without a crop, captions are whole. The last batch is padded: rows
+  Images are squashed to S x S without a crop and whole, also where training has tiles; captions are
+  whole. The last batch is padded: rows
   with "mask" False stand for nothing. Every process sees the same number of batches, `len(stream)`.
   To know how many regions each record has, the split is read through once (and remembered).
 
@@ -247,7 +250,7 @@ class _EvalBatches:
     return -(-len(self._entries) // self._batch_size)
 
   def __getitem__(self, k: int) -> tuple[Batch, News]:
-    batch, news = self._maker.allocate(len(self._rows)), News()
+    batch, news = self._maker.allocate(len(self._rows), whole=True), News()
     batch["mask"] = np.zeros(len(self._rows), bool)
     batch["index"] = np.full(len(self._rows), -1, np.int32)
     batch["image_index"] = np.full(len(self._rows), -1, np.int32)

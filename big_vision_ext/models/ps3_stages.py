@@ -21,6 +21,9 @@ from big_vision_ext.models import adapters, blocks, resample, selection, selecti
 
 Grid = tuple[int, int]
 Indices = Sequence[Int[Array, "b t"]]
+# Pixels (b, n, side, side, 3) of some cells of the lowest grid at the largest scale, and their
+# raster positions (b, n), -1 for none.
+Tiles = tuple[Num[Array, "b n s s 3"], Int[Array, "b n"]]
 
 # Scores are cosines in [-1, 1], times this: probabilities lie between 0.0067 and 0.9933.
 _SCORE_SCALE = 5.0
@@ -135,17 +138,31 @@ class PS3Stages(vit.ViT):
     score = self._score(features, self.prior_prompt if prompt is None else prompt)
     return self._score_out(score, self._image_hw(image))
 
-  def high(self, image: Num[Array, "b y x 3"], kv: Any, index: Indices):
+  def high(
+    self,
+    image: Num[Array, "b y x 3"],
+    kv: Any,
+    index: Indices,
+    tiles: Tiles | None = None,
+  ):
     """Stage 3, the patches at raster positions `index[scale]` against the low-resolution keys.
+
+    Args:
+      image: the whole image.
+      kv: keys and values of the low-resolution pass.
+      index: what to look at.
+      tiles: parts of the image at the largest scale, from which that scale's patches are taken;
+        `image` is then a smaller view that serves the others.
 
     Returns:
       Tokens (b, t, d) before the final norm, scale by scale, and what the encoder gives beside.
     """
-    sizes = selection.scale_sizes(self.scales, self.patch_size, self._image_hw(image))
+    sizes = selection.scale_sizes(self.scales, self.patch_size, self._shown_hw(image, tiles))
     tokens = []
     for i, (size, at) in enumerate(zip(sizes, index)):
       if at.shape[-1]:
-        tokens.append(self._tokens(image, i, size, at))
+        of_tiles = tiles if i == len(sizes) - 1 else None
+        tokens.append(self._tokens(image, i, size, at, of_tiles))
     x = blocks.constrain(jnp.concatenate(tokens, axis=1), "act_embed")
     _, out = self.encode(x, kv)
     return out["last"], out
@@ -216,12 +233,15 @@ class PS3Stages(vit.ViT):
     prob = [resample.nearest(jax.nn.sigmoid(score), grid) for grid in self.grids(image_hw)]
     return {"score": score, "prob": prob}
 
-  def _tokens(self, image, scale, size, index):
+  def _tokens(self, image, scale, size, index, tiles):
     """Embedded patches of one high-resolution scale, with positions."""
     patch = self.patch_size
-    cut = jax.vmap(lambda im, at: resample.gather_patches(im, size, patch, at))
-    x = self.embed_patches(self._normalise(cut(image, index)))
     rows, cols = size[0] // patch, size[1] // patch
+    if tiles is None:
+      pixels = jax.vmap(lambda im, at: resample.gather_patches(im, size, patch, at))(image, index)
+    else:
+      pixels = resample.tile_patches(*tiles, patch, cols, index).astype(jnp.float32)
+    x = self.embed_patches(self._normalise(pixels))
     if self.posemb_type == "learn" and self.posemb_fit == "crop":
       position = self.pos_embedding[0][index // cols * self.posemb_grid[1] + index % cols]
     elif self.posemb_type == "learn":
@@ -241,6 +261,33 @@ class PS3Stages(vit.ViT):
         "convert to RGB."
       )
     return image.shape[1:3]
+
+  def _shown_hw(self, image, tiles) -> Grid:
+    """Height and width of the image that is shown, whole or by a view and tiles."""
+    return self._image_hw(image) if tiles is None else (self.scales[-1],) * 2
+
+  def _check_tiles(self, image, tiles):
+    side = self.patch_size * self.scales[-1] // self.scales[0]
+    if tiles[0].shape[2:4] != (side, side):
+      raise ValueError(
+        f"tiles are {tiles[0].shape[2:4]} pixels, but a cell of the lowest grid is {side} x {side} "
+        f"pixels of scales[-1]={self.scales[-1]}: set input.tile_size={side}."
+      )
+    least = self.scales[-2]
+    if image.shape[1] != image.shape[2] or image.shape[1] < least:
+      raise ValueError(
+        f"the view beside the tiles is {image.shape[1]} x {image.shape[2]} pixels, expected a "
+        f"square of at least scales[-2]={least}: set input.view_size."
+      )
+    # The input may leave out up to a row of cells (input_pipeline.tiles), never more.
+    cells, budget = tiles[1].shape[1], self.budget()[-1]
+    tokens = (self.scales[-1] // self.scales[0]) ** 2
+    count = self.cells[0] ** 2
+    if (cells if cells == count else cells - self.cells[0] + 1) * tokens < budget:
+      raise ValueError(
+        f"{cells} tiles may hold fewer tokens than the {budget} that are selected at the largest "
+        f"scale: set input.tiles={min(count, -(-budget // tokens) + self.cells[0] - 1)} or more."
+      )
 
   def _check_fields(self):
     selection.check_scales(self.scales, self.patch_size)

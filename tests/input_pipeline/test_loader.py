@@ -169,7 +169,7 @@ def _with_bad(make_sample, good=8):
   bad = make_sample(100)
   truncated = dataclasses.replace(bad, image=bad.image[: len(bad.image) // 2])
   wrong_size = dataclasses.replace(bad, width=bad.width + 7)
-  version = records.encode_sample(bad).replace(b"\xa7version\x01", b"\xa7version\x02")
+  version = records.encode_sample(bad).replace(b"\xa7version\x01", b"\xa7version\x03")
   silent = make_sample(101, regions=0, global_text=None)
   wordless = dataclasses.replace(make_sample(102, regions=1, global_text=None), texts=["?!"])
   samples = [make_sample(i) for i in range(good)]
