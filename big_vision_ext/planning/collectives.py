@@ -26,7 +26,7 @@ from big_vision_ext.planning import hlo, topologies
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 _OPCODE = re.compile(rf"({'|'.join(KINDS)}|collective-broadcast|ragged-all-to-all)(-start)?")
 _PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
-_LISTS = re.compile(r"replica_groups=\{(.*?)\}(?:,|$)")
+_LISTS = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(
   r"replica_groups=mesh\[([^\]]*)\](?:,? *device_ids=\(\[([\d,]+)\]"
@@ -116,8 +116,7 @@ def members(instruction: hlo.Instruction, devices: int) -> list[tuple[int, ...]]
     ids = ids.transpose(order) if order else ids
     return [tuple(row) for row in ids.reshape(shape).tolist()]
   if found := _LISTS.search(text):
-    listed = re.findall(r"\{([\d,]*)\}?", found.group(1))
-    groups = [tuple(_numbers(g)) for g in listed if g]
+    groups = [tuple(_numbers(g)) for g in re.findall(r"\{([\d,]+)\}", found.group(1))]
     return groups or [tuple(range(devices))]
   if "replica_groups" in text:
     raise ValueError(f"cannot read the groups of {instruction.name}: {text[:300]}")
