@@ -7,7 +7,6 @@ were not cut with the batch, and loops that could not be counted.
 import math
 from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 
 from big_vision_ext.core import trees
@@ -70,11 +69,3 @@ def uncounted(module: hlo.Module) -> Iterator[str]:
 def all_of(step: Step, module: hlo.Module) -> list[str]:
   """Every warning about a compiled step."""
   return [*replicated(step), *narrow_heads(step), *unsharded(step, module), *uncounted(module)]
-
-
-def state_gib(step: Step) -> float:
-  """Parameters and optimiser state on one chip."""
-  held = jax.tree.map(
-    lambda shape, place: math.prod(place.shard_shape(shape.shape)) * shape.dtype.itemsize,
-    step.shapes, step.shardings)
-  return sum(jax.tree.leaves(held)) / 2**30

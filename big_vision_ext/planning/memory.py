@@ -73,8 +73,14 @@ def table(buffers: list[Buffer]) -> Iterator[str]:
     yield f"{b.gib:8.3f} GiB  {b.shape:<34} {b.what}{padding}"
 
 
-def read_failure(message: str, hbm_gib: float) -> Exception:
-  """The error to raise for a compiler's failure: DoesNotFit, if it says that, else PlanError."""
+def read_failure(message: str, hbm_gib: float, arguments_gib: float) -> Exception:
+  """The error to raise for a compiler's failure: DoesNotFit, if it says that, else PlanError.
+
+  Args:
+    message: the compiler's.
+    hbm_gib: of a chip, where the message does not tell.
+    arguments_gib: what a chip holds before the program starts: state and batch.
+  """
   from big_vision_ext.planning.topologies import PlanError
   if not re.search(r"CompileTimeHbmOom|Ran out of memory|Exceeded hbm|RESOURCE_EXHAUSTED", message):
     return PlanError(f"the compiler failed: {message[:2000]}")
@@ -82,6 +88,8 @@ def read_failure(message: str, hbm_gib: float) -> Exception:
   available = available or re.search(r"Used [\d.]+[KMGT]? of ([\d.]+)([KMGT]?) hbm", message)
   if available:
     hbm_gib = _gib(*available.groups())
+  if "HLO temporaries (" in message:
+    needed += arguments_gib
   if math.isnan(needed):
     return PlanError(f"the program does not fit into {hbm_gib:.2f} GiB: {message[:2000]}")
   return DoesNotFit(needed, hbm_gib, list(_allocations(message)))

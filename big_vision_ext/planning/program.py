@@ -4,6 +4,7 @@ The functions are the trainer's own: what is planned is what runs.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,18 @@ class Step:
     """FLOPs in hand-written kernels on each device."""
     return kernels.flops(self.traced.jaxpr)
 
+  def state_gib(self) -> float:
+    """Parameters and optimiser state on one chip."""
+    held = jax.tree.map(lambda s, place: math.prod(place.shard_shape(s.shape)) * s.dtype.itemsize,
+                        self.shapes, self.shardings)
+    return sum(jax.tree.leaves(held)) / 2**30
+
+  def input_gib(self) -> float:
+    """The batch on one chip."""
+    pieces = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    whole = sum(math.prod(s.shape) * s.dtype.itemsize for s in self.batch.values())
+    return whole / pieces / 2**30
+
   def compile(self) -> "jax.stages.Compiled":
     """Compiles it; half a minute to several.
 
@@ -65,7 +78,8 @@ class Step:
       with sharding.use(self.mesh, sharding.merge_rules(self.config.sharding_rules)):
         return self.traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-      raise memory.read_failure(str(error), self.topology.chip.hbm_gib) from error
+      held = self.state_gib() + self.input_gib()
+      raise memory.read_failure(str(error), self.topology.chip.hbm_gib, held) from error
 
 
 def lay_out(config: config_lib.Config, topology: topologies.Topology) -> Step:

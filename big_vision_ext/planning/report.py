@@ -14,6 +14,7 @@ from big_vision_ext.planning import (
   memory,
   roofline,
   search,
+  traced,
   traffic,
 )
 from big_vision_ext.planning.program import Step
@@ -36,9 +37,9 @@ def facts(step: Step) -> dict[str, Any]:
     "accum_steps": step.config.optim.accum_steps,
     "batch_per_chip": step.batch_per_chip,
     "hbm_gib": chip.hbm_gib,
-    "state_gib": advice.state_gib(step),
+    "state_gib": step.state_gib(),
     "host_input_bytes_per_step": host // step.topology.hosts,
-    "chip_input_gib": host / step.chips / 2**30,
+    "chip_input_gib": step.input_gib(),
   }
 
 
@@ -48,7 +49,7 @@ def too_large(step: Step, failure: memory.DoesNotFit) -> dict[str, Any]:
     "fits": False,
     "peak_hbm_gib": failure.needed_gib,
     "hbm_gib": failure.hbm_gib,
-    "largest_arrays": [dataclasses.asdict(b) for b in failure.largest],
+    "largest_arrays": [dataclasses.asdict(b) for b in failure.largest or _traced(step)],
     "warnings": [*advice.replicated(step), *advice.narrow_heads(step)],
     "suggested_batch_size": _suggest(step, failure.needed_gib, failure.hbm_gib),
     "step_seconds": None, "mfu_ceiling": None, "examples_per_second": None, "collectives": None,
@@ -150,4 +151,10 @@ def _suggest(step: Step, gib: float, hbm_gib: float) -> int:
 
 def fixed_gib(step: Step) -> float:
   """Memory that does not depend on the batch: the state, and gradients like one of its moments."""
-  return advice.state_gib(step) * 4 / 3
+  return step.state_gib() * 4 / 3
+
+
+def _traced(step: Step) -> list[memory.Buffer]:
+  pieces = step.mesh.shape["data"] * step.mesh.shape["fsdp"]
+  rows = step.config.batch_size // step.config.optim.accum_steps
+  return traced.largest(step.traced.jaxpr, rows, pieces)
