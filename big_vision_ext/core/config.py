@@ -85,11 +85,16 @@ class Mesh:
   """Devices on each mesh axis; -1: all that the other axes leave over.
 
   `data` replicates parameters, `fsdp` shards them with the batch, `tensor` shards the layers.
+
+  Attributes:
+    max_fsdp: given, `data` and `fsdp` may both be -1: fsdp takes the largest divisor of one slice's
+      devices up to this, data the rest. For models whose widths more devices would not divide.
   """
 
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+  max_fsdp: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

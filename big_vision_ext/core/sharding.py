@@ -73,7 +73,8 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> jax.sh
   With several slices, `data` runs across them (over the slow network) and the rest stays within.
 
   Args:
-    sizes: has `data`, `fsdp` and `tensor`; at most one is -1, which takes the devices left over.
+    sizes: has `data`, `fsdp` and `tensor`, at most one of them -1, which takes the devices left
+      over, and `max_fsdp`; see `config.Mesh`.
     devices: default: all devices of all processes.
 
   Raises:
@@ -81,6 +82,8 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> jax.sh
   """
   devices = list(jax.devices() if devices is None else devices)
   shape = [getattr(sizes, axis) for axis in AXES]
+  if sizes.max_fsdp and shape[:2] == [-1, -1]:
+    shape[1] = _most_fsdp(devices, max(shape[2], 1), sizes.max_fsdp)
   said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape))
   if shape.count(-1) > 1 or any(s != -1 and s < 1 for s in shape):
     raise ShardingError(f"config.mesh ({said}): expected positive sizes and at most one -1")
@@ -103,6 +106,13 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> jax.sh
   grid = mesh_utils.create_hybrid_device_mesh(
       (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices=devices)
   return jax.sharding.Mesh(grid, AXES, axis_types=auto)
+
+
+def _most_fsdp(devices: Sequence[jax.Device], tensor: int, limit: int) -> int:
+  """The largest divisor of the devices of a slice, after `tensor` took its part, up to `limit`."""
+  slices = len({getattr(d, "slice_index", 0) for d in devices})
+  left = len(devices) // slices // tensor
+  return next((n for n in range(min(limit, left), 0, -1) if left % n == 0), 1)
 
 
 def merge_rules(rules: Sequence[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
