@@ -90,12 +90,19 @@ def find(module: hlo.Module, mesh: jax.sharding.Mesh,
 
 
 def occurrences(module: hlo.Module):
-  """(instructions around it, instruction, kind, times) of every collective, pairs once."""
-  repeats = _done(module)
+  """(instructions around it, instruction, kind, times) of every collective, each once.
+
+  An asynchronous one stands in the text several times: at its start, at its done, and in whatever
+  is computed while it runs, all with one channel.
+  """
+  starts, continued = _asynchronous(module)
   for computation, instruction, times in module.instructions():
     found = _OPCODE.fullmatch(instruction.opcode)
-    if found and computation not in repeats:
-      yield module.computations[computation], instruction, found.group(1), times
+    if not found or computation in continued:
+      continue
+    if "chain_id=" in instruction.attributes and starts and computation not in starts:
+      continue
+    yield module.computations[computation], instruction, found.group(1), times
 
 
 def members(instruction: hlo.Instruction, devices: int) -> list[tuple[int, ...]]:
@@ -159,15 +166,18 @@ def _seconds(kind, payload, sent, n, topology, speed, slices) -> float:
   return _sent(kind, payload, within) / speed + across / topology.chip.dcn_bytes
 
 
-def _done(module) -> set[str]:
-  """Computations run by the done of an asynchronous pair: its start has counted them."""
-  out = set()
+def _asynchronous(module) -> tuple[set[str], set[str]]:
+  """Computations in which asynchronous collectives start, and those in which they end."""
+  starts, ends = set(), set()
   for body in module.computations.values():
     for instruction in body.values():
-      if instruction.opcode in ("async-done", "async-update") or re.match(
-          r"(async-collective-done|async-done)", instruction.name):
-        out.update(c for group in instruction.called.values() for c in group)
-  return out
+      called = {c for group in instruction.called.values() for c in group}
+      if instruction.name.startswith("async-collective-start"):
+        starts |= called
+      elif instruction.opcode in ("async-done", "async-update") or instruction.name.startswith(
+          "async-collective-done"):
+        ends |= called
+  return starts, ends
 
 
 def _rings(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:

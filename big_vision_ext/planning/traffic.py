@@ -108,15 +108,10 @@ def kernel_name(instruction: hlo.Instruction) -> str:
 def _fusion_bytes(instruction, operands, module) -> int:
   (called,) = instruction.called["calls"]
   inside = module.computations[called]
-  parameters = {i.name: int(i.text) for i in inside.values() if i.opcode == "parameter"}
-  users = {}
-  for i in inside.values():
-    for operand in i.operands:
-      users.setdefault(operand, []).append(i)
   total = 0
-  for parameter, index in parameters.items():
-    if index < len(operands) and _main(operands[index]):
-      total += min(_read(parameter, users), operands[index].bytes)
+  for index, operand in enumerate(operands):
+    if _main(operand):
+      total += min(_read(called, index, module), operand.bytes)
   roots = _results(module.root(called), inside)
   for shape, root in zip(instruction.shapes, roots):
     if shape.space == 0:
@@ -126,18 +121,25 @@ def _fusion_bytes(instruction, operands, module) -> int:
   return total
 
 
-def _read(name, users) -> float:
-  """Bytes of a parameter that a fusion looks at; infinite for all of them."""
+def _read(computation, index, module) -> float:
+  """Bytes of its parameter `index` that a fused computation looks at; infinite for all of them."""
+  inside = module.computations[computation]
+  names = [i.name for i in inside.values() if i.opcode == "parameter" and i.text == str(index)]
   total = 0
-  for user in users.get(name, ()):
-    if user.opcode in _PART and user.operands[0] == name:
-      total += user.bytes
-    elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-      continue
-    elif user.opcode == "bitcast":
-      total += _read(user.name, users)
-    else:
-      return math.inf
+  # A bitcast is the parameter under another name; the list grows while it is walked.
+  for name in names:
+    for user in inside.values():
+      if name not in user.operands:
+        continue
+      if user.opcode in _PART and user.operands[0] == name:
+        total += user.bytes
+      elif user.opcode == "fusion":
+        (called,) = user.called["calls"]
+        total += sum(_read(called, i, module) for i, o in enumerate(user.operands) if o == name)
+      elif user.opcode == "bitcast":
+        names.append(user.name)
+      elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+        return math.inf
   return total
 
 
@@ -160,7 +162,7 @@ def _window(attributes: str, dims: int) -> dict[str, list]:
   given = dict(part.split("=") for part in found.group(1).split()) if found else {}
   number = lambda key, default: [int(n) for n in given[key].split("x")] if key in given else (
     [default] * dims)
-  pads = given.get("pad", "x".join(["0_0"] * dims)).split("x")
+  pads = given["pad"].split("x") if "pad" in given else ["0_0"] * dims
   return {
     "stride": number("stride", 1), "low": [int(p.split("_")[0]) for p in pads],
     "lhs_dilate": number("lhs_dilate", 1), "rhs_dilate": number("rhs_dilate", 1),

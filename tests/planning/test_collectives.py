@@ -87,3 +87,26 @@ ENTRY %main (p: f32[4]) -> f32[16] {
   mesh = pods.mesh(topology, data=1, fsdp=4, tensor=1)
   (found,) = collectives.find(hlo.parse(text), mesh, topology)
   assert (found.count, found.payload_bytes, found.sent_bytes) == (1, 64, 48)
+
+
+def test_a_collective_that_runs_beside_computations_counts_where_it_starts():
+  # As TPUs write it: one channel, in the fusion that starts it, in a loop's body and in the done.
+  gather = ("all-gather(%a), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}, "
+            'frontend_attributes={chain_id="0"}')
+  text = "HloModule m\n" + "".join(f"""
+%{name} (a: f32[4]) -> f32[16] {{
+  %a = f32[4]{{0}} parameter(0)
+  ROOT %{name}.gather = f32[16]{{0}} {gather}
+}}
+""" for name in ("begin", "beside", "end")) + """
+ENTRY %main (p: f32[4]) -> f32[16] {
+  %p = f32[4]{0} parameter(0)
+  %async-collective-start = f32[16]{0} fusion(%p), kind=kCustom, calls=%begin
+  %work = f32[16]{0} fusion(%p), kind=kOutput, calls=%beside
+  ROOT %async-collective-done = f32[16]{0} fusion(%p), kind=kCustom, calls=%end
+}
+"""
+  topology = pods.pod((2, 2))
+  mesh = pods.mesh(topology, data=1, fsdp=4, tensor=1)
+  (found,) = collectives.find(hlo.parse(text), mesh, topology)
+  assert (found.count, found.payload_bytes) == (1, 64)
