@@ -5,7 +5,6 @@ import dataclasses
 import enum
 import json
 import re
-import shlex
 from collections.abc import Callable
 
 from launch import tools as tools_lib
@@ -176,8 +175,11 @@ class Gcloud:
     Raises:
       GcloudError: it could not be asked.
     """
-    result = self._qr("describe", name, "--format=json", dry=tools_lib.Result(
-        0, json.dumps(dry)) if dry is not None else tools_lib.Result(1, err="NOT_FOUND"))
+    result = self._tools.run(
+        ["gcloud", "compute", "tpus", "queued-resources", "describe", name, *self.where,
+         "--format=json"],
+        dry=tools_lib.Result(1, err="NOT_FOUND") if dry is None else
+        tools_lib.Result(0, json.dumps(dry)))
     if result.code:
       error = GcloudError(f"asking for {name}", result.last)
       if error.kind is Kind.MISSING:
@@ -187,7 +189,7 @@ class Gcloud:
 
   def node(self, name: str) -> dict | None:
     """A TPU VM as Google has it (state, health), or None."""
-    result = self._tools.run([*self._ssh[:1], "compute", "tpus", "tpu-vm", "describe", name,
+    result = self._tools.run(["gcloud", "compute", "tpus", "tpu-vm", "describe", name,
                               *self.where, "--format=json"],
                              dry=tools_lib.Result(0, '{"state": "READY"}'))
     if result.code:
@@ -203,7 +205,10 @@ class Gcloud:
     Raises:
       GcloudError: it was refused.
     """
-    result = self._qr("create", request.name, *request.flags(), "--async", "--quiet")
+    # Shapes of v5p and v6e can be named in the alpha command only.
+    track = [] if request.type.is_default_shape else ["alpha"]
+    result = self._tools.run(["gcloud", *track, "compute", "tpus", "queued-resources", "create",
+                              request.name, *self.where, *request.flags(), "--async", "--quiet"])
     if result.code:
       raise GcloudError(f"asking for {request} in {self.zone}", result.last)
 
@@ -243,10 +248,6 @@ class Gcloud:
     return self._tools.run([*self._ssh, "scp", file, f"{node}:{to}", *self.where, "--worker=all",
                             *self._reach, "--quiet"])
 
-  def _qr(self, verb, name, *flags, dry=tools_lib.Result(0)):
-    return self._tools.run(["gcloud", "compute", "tpus", "queued-resources", verb, name,
-                            *self.where, *flags], dry=dry)
-
 
 def state_of(resource: dict | None) -> str:
   """The state of a queued resource; ABSENT if there is none."""
@@ -261,7 +262,3 @@ def reason_of(resource: dict) -> str:
     return error.get("message") or json.dumps(error)
   return f"by {state['stateInitiator'].lower()}" if "stateInitiator" in state else "no reason given"
 
-
-def quoted(argv: list[str]) -> str:
-  """A command for people to copy."""
-  return shlex.join(argv)

@@ -41,7 +41,7 @@ def start(run, attempt, code, command, identity=""):
     # A process of its own session, which no ending connection takes along.
     subprocess.Popen(
         [sys.executable, os.path.abspath(__file__), "_keep", "--run", run,
-         "--attempt", str(attempt), "--code", code],
+         "--attempt", str(attempt), "--code", os.path.abspath(code)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True, cwd="/")
     _wait(lambda: (place / "process.json").exists() or (place / "exit").exists(), 30)
@@ -79,12 +79,12 @@ def status(run, attempt=None):
   return state
 
 
-def follow(run, attempt, offset, seconds, poll=1.0):
+def follow(run, attempt, offset, seconds):
   """Prints an attempt's log from a position on, until it ends or the time is up, then its status."""
   attempt = _last(run) if attempt is None else attempt
   place = _place(run, attempt)
   until = time.monotonic() + seconds
-  rest = b""
+  rest, pause = b"", 0.05
   while True:
     # Asked before the reading, so that the last words of a process are read.
     running = _state(place)["state"] == "running"
@@ -100,7 +100,8 @@ def follow(run, attempt, offset, seconds, poll=1.0):
       if rest and not running:
         _say_line(offset + len(rest), rest)
       break
-    time.sleep(min(poll, max(0.0, until - time.monotonic())))
+    time.sleep(min(pause, max(0.0, until - time.monotonic())))
+    pause = min(1.0, pause * 1.5)
   return status(run, attempt)
 
 
@@ -230,7 +231,6 @@ def main(argv=None):
   parser.add_argument("--id", default="", help="what tells this command from another")
   parser.add_argument("--offset", type=int, default=0)
   parser.add_argument("--seconds", type=float, default=300)
-  parser.add_argument("--poll", type=float, default=1.0)
   parser.add_argument("--grace", type=float, default=120)
   argv = sys.argv[1:] if argv is None else list(argv)
   cut = argv.index("--") if "--" in argv else len(argv)
@@ -242,7 +242,7 @@ def main(argv=None):
   elif options.action == "status":
     status(options.run, options.attempt)
   elif options.action == "follow":
-    follow(options.run, options.attempt, options.offset, options.seconds, options.poll)
+    follow(options.run, options.attempt, options.offset, options.seconds)
   else:
     stop(options.run, options.grace, options.attempt)
   return 0

@@ -1,6 +1,7 @@
 """Runs other programs: shows them, in a dry run only shows them, and keeps secrets out of sight."""
 
 import dataclasses
+import re
 import shlex
 import subprocess
 import sys
@@ -64,6 +65,9 @@ class Tools:
     if self.dry:
       self._show(argv, stdin)
       return dry
+    return self._execute(argv, stdin, timeout)
+
+  def _execute(self, argv, stdin, timeout):
     try:
       done = subprocess.run(argv, input=stdin, capture_output=True, text=True, errors="replace",
                             timeout=timeout, stdin=None if stdin is not None else
@@ -107,10 +111,22 @@ class Tools:
     return text
 
   def _show(self, argv, stdin):
-    print(self.hide(shlex.join(argv)) + (" <<'EOF'" if stdin is not None else ""))
+    print(self.hide(quoted(argv)) + (" <<'EOF'" if stdin is not None else ""))
     if stdin is not None:
       print(self.hide(stdin.rstrip("\n")) + "\nEOF")
     sys.stdout.flush()
+
+
+def quoted(argv: Sequence[str]) -> str:
+  """A command as a shell takes it, options with the quotes behind the "="."""
+  words = []
+  for word in argv:
+    option, equals, value = word.partition("=")
+    if equals and re.fullmatch(r"--[a-z-]+", option):
+      words.append(f"{option}={shlex.quote(value)}")
+    else:
+      words.append(shlex.quote(word))
+  return " ".join(words)
 
 
 def _missing(program):

@@ -121,8 +121,7 @@ class Hosts:
     return self._ask(f"status --run {name}{which}", "asking the hosts")
 
   def follow(self, name: str, attempt: int | None, offset: int, show: Callable[[str], None],
-             node: str | None = None, seconds: float = FOLLOW_SECONDS
-             ) -> tuple[int, tools_lib.Result]:
+             node: str | None = None) -> tuple[int, tools_lib.Result]:
     """Shows the first host's log from a position on, for a while.
 
     Returns:
@@ -142,7 +141,7 @@ class Hosts:
     result = self._gcloud.follow(
         node or self._request.nodes[0],
         f"python3 .bve/on_host.py follow --run {name}{which} --offset {offset} "
-        f"--seconds {seconds:g}", line)
+        f"--seconds {FOLLOW_SECONDS:g}", line)
     return reached, result
 
   def _ask(self, action, doing):

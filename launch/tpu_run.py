@@ -105,7 +105,7 @@ class Run:
       if differences := self._request.differences(resource):
         raise RunError(f"{name} exists in {self._gcloud.zone} and is another one:\n  "
                        + "\n  ".join(differences) + "\nUse another name, or delete it:\n  "
-                       + gcloud_lib.quoted(self._gcloud.delete_command(name)))
+                       + tools_lib.quoted(self._gcloud.delete_command(name)))
       if state != said:
         self._tools.say(f"{name} ({self._request}) in {self._gcloud.zone}: {state}")
         said = state

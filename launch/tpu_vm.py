@@ -90,6 +90,9 @@ def make_request(options: argparse.Namespace) -> gcloud_lib.Request:
   _check_place(options)
   if options.slices < 1 or options.tries < 1:
     raise train_command.CommandError("--slices and --tries: expected 1 or more")
+  if options.internal_ips and not options.tunnel:
+    raise train_command.CommandError("--internal-ips: how are the hosts to be reached? Give --iap, or "
+                                     "--internal-ip from a machine of the same network")
   extra = [f"--{name.replace('_', '-')}={value}"
            for name in ("valid_until_duration", "service_account", "network", "subnetwork")
            if (value := getattr(options, name))]
@@ -159,7 +162,7 @@ def left(gcloud: gcloud_lib.Gcloud, options: argparse.Namespace, again: str = ""
     lines.append(f"  to follow it again   {again}")
   lines += [f"  how it is            python -m launch.tpu_vm status {options.name} {same}",
             f"  to save and stop     python -m launch.tpu_vm stop {options.name} {same}",
-            f"  to delete it         {gcloud_lib.quoted(gcloud.delete_command(options.name))}"]
+            f"  to delete it         {tools.quoted(gcloud.delete_command(options.name))}"]
   return "\n".join(lines)
 
 
