@@ -117,7 +117,7 @@ def run(options: argparse.Namespace, argv: Sequence[str], make_tools: Callable[.
   command = train_command.prepare(argv, processes=request.hosts, mounts=options.mount,
                                   env=options.env, root=snapshot.ROOT)
   code = snapshot.take()
-  _check_config_is_sent(argv, code)
+  train_command.check_sent(argv, code)
   tool = make_tools(dry=options.dry_run, secrets=command.secrets)
   tool.say(f"{request}: {request.hosts} host(s), {request.slices * request.type.chips} chips\n"
            f"{code.describe()}\nworkdir {command.workdir}, "
@@ -224,14 +224,6 @@ def _logs(options, tool, request, hosts):
     if not any(s["state"] == "running" for s in statuses if
                s["node"] == request.nodes[options.slice]):
       return 0
-
-
-def _check_config_is_sent(argv, code):
-  for word in argv:
-    file = word.removeprefix("--config=").split(":")[0]
-    if file in code.untracked:
-      raise train_command.CommandError(
-          f"{file} is not tracked by git and would not be sent; `git add {file}` (no commit needed)")
 
 
 def main(argv: Sequence[str] | None = None,

@@ -11,6 +11,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from launch import snapshot
+
 _BUCKET = re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])(?![a-z0-9._-])")
 _TRAINER = "big_vision_ext.train"
 # Environment variables whose values are nobody's business.
@@ -110,6 +112,19 @@ def prepare(argv: Sequence[str], *, processes: int, mounts: Sequence[str] = (),
         f"--workdir {workdir} is on the disk of the machine and is lost with it. Expected "
         "gs://BUCKET/DIR, or a directory under a mount (--mount nfs://SERVER/EXPORT=DIR)")
   return TrainCommand(tuple(argv), workdir, tuple(mounted), _variables(env))
+
+
+def check_sent(argv: Sequence[str], code: snapshot.Snapshot) -> None:
+  """Checks that no file that the command names stays at home.
+
+  Raises:
+    CommandError: it names one that git does not track.
+  """
+  for word in argv:
+    file = word.removeprefix("--config=").split(":")[0]
+    if file in code.untracked:
+      raise CommandError(f"{file} is not tracked by git and would not be sent; `git add {file}` (no "
+                         "commit needed)")
 
 
 def is_secret(name: str) -> bool:
