@@ -8,9 +8,12 @@
 | 143 | SIGTERM: saved and left | starts it again, in the same workdir |
 | 130 | Ctrl-C: saved and left | ends: somebody wanted it to |
 | any other | a crash | ends, unless told to try again |
+
+  python -m launch.exit_codes 0 143 none     prints the outcome of a run whose processes ended so
 """
 
 import enum
+import sys
 from collections.abc import Iterable
 
 RESTART = 75
@@ -41,3 +44,7 @@ def judge(codes: Iterable[int | None]) -> Outcome:
   if codes - {0, None, STOPPED, *RESUME}:
     return Outcome.ERROR
   return Outcome.STOPPED if STOPPED in codes else Outcome.RESUME
+
+
+if __name__ == "__main__":
+  print(judge(int(code) if code.isdigit() else None for code in sys.argv[1:]).value)

@@ -15,60 +15,93 @@
 # (bash launch/demo.sh makes one), or BVE_VENV.
 set -euo pipefail
 
-# Exit codes after which a run goes on: see launch/exit_codes.py.
-RESTART=75
-TERMINATED=143
-
 fail() { echo "error: $*" >&2; exit 2; }
 quoted() { printf '%q ' "$@"; echo; }
 
-# --- Inside the job: this part runs on the first node, once a stretch. ---
+# --- In the job: `--task` runs in every process, `--in-job` on the first node, once a stretch. ---
+task() {
+  # srun tells the largest exit code only; each process leaves its own in a file.
+  local file="$2/$SLURM_PROCID" code=0
+  shift 2
+  # Slurm signals this shell along with what it runs, which is to say how it ends.
+  trap : TERM
+  "$@" &
+  while kill -0 $! 2>/dev/null; do wait $! || true; done
+  wait $! || code=$?
+  echo "$code" >"$file.tmp"
+  mv "$file.tmp" "$file"
+  exit "$code"
+}
+
+# Sets SRUN to the command of a stretch: CODE_DIR EXIT_CODES_DIR ARGUMENTS...
 srun_command() {
+  local code="$1" codes="$2"
+  shift 2
   # JAX finds the processes through Slurm's variables (train --distributed). Every process sees all
   # GPUs of its node and takes the one with its local number, so Slurm must not hand them out singly.
-  SRUN=(srun --kill-on-bad-exit=0 --label --unbuffered --export=ALL)
+  SRUN=(srun --kill-on-bad-exit=0 --label "--export=ALL,PYTHONUNBUFFERED=1")
   if [ "$BVE_GPUS" -gt 0 ]; then SRUN+=(--gpu-bind=none); fi
-  SRUN+=("${BVE_VENV:?}/bin/python" "$@")
+  SRUN+=(bash "$code/launch/slurm.sh" --task "$codes" "${BVE_VENV:?}/bin/python" "$@")
+}
+
+asked="" reminder=""
+# Asks all processes to save and end. Again and again: they may not have started yet. (srun itself, sent
+# a SIGTERM, would have them killed half a minute later.)
+save() {
+  asked=limit
+  echo "slurm.sh: the time limit is near: saving"
+  while true; do scancel --signal=TERM "$SLURM_JOB_ID" || true; sleep 15; done &
+  reminder=$!
 }
 
 job() {
-  shift
-  cd "$1"
-  shift
+  # Slurm sends USR1 before the time limit. It is not SIGTERM, which scancel and preemption send, to
+  # the training as well: a job that its owner cancels must not come back, and one that is preempted
+  # Slurm itself requeues.
+  trap save USR1
+  trap 'asked=${asked:-cancelled}' TERM
+  local code="$2" workdir="$3" step ended=0 found=() outcome i
+  shift 3
+  cd "$code"
+  local codes="$workdir.exit-codes/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
+  mkdir -p "$codes"
   # Without this, jax would take to the CPU where it finds no GPU.
   if [ "$BVE_GPUS" -gt 0 ]; then export JAX_PLATFORMS=cuda,cpu; fi
-  srun_command "$@"
-  local asked="" step code=0
-  # Slurm sends USR1 before the time limit. It is not SIGTERM, which scancel and preemption send: a
-  # job that its owner cancels must not come back, and one that is preempted Slurm itself requeues.
-  trap 'asked=limit; echo "slurm.sh: the time limit is near: saving"; kill -TERM "$step"' USR1
-  trap 'asked=${asked:-term}; kill -TERM "$step"' TERM
+  srun_command "$code" "$codes" "$@"
   echo "slurm.sh: stretch $((${SLURM_RESTART_COUNT:-0} + 1)) of job $SLURM_JOB_ID on" \
     "$SLURM_JOB_NODELIST: $(quoted "${SRUN[@]}")"
   "${SRUN[@]}" &
   step=$!
   # A trapped signal ends `wait` early; the training then saves, which takes a while.
   while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done
-  wait "$step" || code=$?
-  trap - USR1 TERM
-  echo "slurm.sh: the training ended with exit code $code"
-  case "$code" in
-    0) exit 0 ;;
-    "$RESTART") ;;
-    "$TERMINATED") [ "$asked" = limit ] || exit "$code" ;;
-    *) exit "$code" ;;
+  wait "$step" || ended=$?
+  trap '' USR1
+  [ -z "$reminder" ] || kill "$reminder"
+  for ((i = 0; i < SLURM_NTASKS; i++)); do found+=("$(cat "$codes/$i" 2>/dev/null || echo none)"); done
+  outcome="$("$BVE_VENV/bin/python" -m launch.exit_codes "${found[@]}")"
+  echo "slurm.sh: the run is $outcome: exit codes $(printf '%s\n' "${found[@]}" | sort | uniq -c |
+    awk '{printf "%s%s x %s", sep, $1, $2; sep = ", "}')"
+  case "$outcome" in
+    complete) exit 0 ;;
+    "to be resumed")
+      # SIGTERM without a reason of ours: somebody cancels the job, or Slurm preempts it.
+      if [ "$asked" != limit ] && [[ " ${found[*]} " != *" 75 "* ]]; then exit 143; fi ;;
+    *) exit $((ended ? ended : 1)) ;;
   esac
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "$BVE_MAX_REQUEUES" ]; then
     echo "error: started again ${SLURM_RESTART_COUNT:-0} times, as often as --max-requeues allows" >&2
-    exit "$code"
+    exit 1
   fi
-  echo "slurm.sh: to go on where it was, job $SLURM_JOB_ID is queued again"
+  echo "slurm.sh: job $SLURM_JOB_ID is queued again, to go on where it was"
   scontrol requeue "$SLURM_JOB_ID"
   # Slurm ends this job now; until it does, the script must not end with a code of its own.
   sleep 300
 }
 
-if [ "${1:-}" = --in-job ]; then job "$@"; fi
+case "${1:-}" in
+  --task) task "$@" ;;
+  --in-job) job "$@" ;;
+esac
 
 # --- Outside: checks, copies the code, submits. ---
 nodes=1 gpus=0 cpus="" limit="" name=bve requeues=100 dry="" extra=()
@@ -139,11 +172,11 @@ SBATCH=(sbatch --parsable "--job-name=$name" "--nodes=$nodes" "--ntasks-per-node
 if [ "$gpus" -gt 0 ]; then SBATCH+=("--gpus-per-node=$gpus"); fi
 if [ -n "$cpus" ]; then SBATCH+=("--cpus-per-task=$cpus"); fi
 if [ -n "$limit" ]; then SBATCH+=("--time=$limit"); fi
-SBATCH+=(${extra[@]+"${extra[@]}"} "$code/launch/slurm.sh" --in-job "$code" "${arguments[@]}")
+SBATCH+=(${extra[@]+"${extra[@]}"} "$code/launch/slurm.sh" --in-job "$code" "$absolute" "${arguments[@]}")
 if [ -n "$dry" ]; then
   echo "# submitted once:"
   quoted "${SBATCH[@]}"
-  srun_command "${arguments[@]}"
+  srun_command "$code" "$absolute.exit-codes/JOB" "${arguments[@]}"
   echo "# and in the job, each stretch, from $code:"
   quoted "${SRUN[@]}"
   exit 0

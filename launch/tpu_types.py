@@ -43,7 +43,7 @@ class Generation:
   cores: int
   runtime: str
   gke_accelerator: str
-  machines: dict[int, str]
+  machines: dict[int, str] = dataclasses.field(hash=False)
   shapes: tuple[str, ...]
   most: int
 
