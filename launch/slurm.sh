@@ -84,8 +84,11 @@ job() {
   case "$outcome" in
     complete) exit 0 ;;
     "to be resumed")
-      # SIGTERM without a reason of ours: somebody cancels the job, or Slurm preempts it.
-      if [ "$asked" != limit ] && [[ " ${found[*]} " != *" 75 "* ]]; then exit 143; fi ;;
+      # Without the time limit or a 75, somebody cancels the job, Slurm preempts it, or the processes
+      # were never started or were killed.
+      if [ "$asked" != limit ] && [[ " ${found[*]} " != *" 75 "* ]]; then
+        exit $((ended ? ended : 143))
+      fi ;;
     *) exit $((ended ? ended : 1)) ;;
   esac
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "$BVE_MAX_REQUEUES" ]; then
