@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-NAMES = ("resolution",)
+NAMES = ("resolution", "ps3")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
