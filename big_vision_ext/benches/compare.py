@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from big_vision_ext.benches.peers import environment
+from big_vision_ext.convert import ours as names
+from big_vision_ext.convert import tables
 
 Arrays = dict[str, np.ndarray]
 
@@ -69,7 +71,7 @@ def measure(name: str, script: str, python: str | None, arrays: Arrays, settings
   for _ in range(rounds):
     ours.append(_ours(name, arrays, settings, timeout))
     if python:
-      found = {k: v for k, v in ours[0].items() if k not in ("seconds", "peak_gib")}
+      found = {k: v for k, v in ours[0].items() if k.startswith("look/")}
       theirs.append(environment.run(environment.HERE / script, python=python, timeout=timeout,
                                     arrays=arrays | found, settings=settings))
   return _join(ours), _join(theirs) if theirs else None
@@ -79,11 +81,14 @@ def row(ours: Arrays, theirs: Arrays | None, **about: Any) -> dict[str, Any]:
   """The figures of one comparison; `about` (name, mode, px, dtype) comes first."""
   out = about | {
       "seconds": float(np.median(ours["seconds"])), "peak_gib": float(ours["peak_gib"]),
+      "cpu_seconds": float(np.median(ours["cpu_seconds"])),
       "compile_seconds": float(ours["compile_seconds"])}
   if theirs is None:
     return out
   out |= {"peer_seconds": float(np.median(theirs["seconds"])),
+          "peer_cpu_seconds": float(np.median(theirs["cpu_seconds"])),
           "peer_peak_gib": float(theirs["peak_gib"])}
+  out["cpu_ratio"] = out["cpu_seconds"] / out["peer_cpu_seconds"]
   out["time_ratio"] = out["seconds"] / out["peer_seconds"]
   out["memory_ratio"] = out["peak_gib"] / out["peer_peak_gib"]
   return out
@@ -97,6 +102,26 @@ def differences(ours: Arrays, theirs: Arrays | None, names: Sequence[str]) -> di
   far = [np.abs(a - b).max() for a, b in pairs]
   return {"max_abs_diff": float(max(far)),
           "max_rel_diff": float(max(d / np.abs(b).max() for d, (_, b) in zip(far, pairs)))}
+
+
+def norms(found: Arrays, table: Sequence[tables.Rule], task: str, model: Mapping[str, Any],
+          own: bool, only: str = "") -> Arrays:
+  """What was found, and `norms`: of the gradients of each rule's arrays together.
+
+  A rule of a table of names stands for the same numbers on both sides, however they are cut.
+
+  Args:
+    found: with the norm of every array's gradient as `norm/NAME`.
+    table: the rules.
+    task, model: as of `convert.ours.shapes`.
+    own: whether the names are ours.
+    only: prefix of our names that were found, and which they are found without.
+  """
+  rules = tables.matches(table, names.shapes(task, model), task)
+  sides = [m.ours if own else m.theirs for m in rules if next(iter(m.ours)).startswith(only)]
+  prefix = only if own else ""
+  squares = [sum(float(found[f"norm/{n.removeprefix(prefix)}"]) ** 2 for n in s) for s in sides]
+  return found | {"norms": np.sqrt(squares)}
 
 
 def report(rows: Sequence[Mapping[str, Any]], options: Any) -> None:
@@ -134,6 +159,5 @@ def _ours(name: str, arrays: Arrays, settings: Mapping[str, Any], timeout: float
 
 
 def _join(rounds: Sequence[Arrays]) -> Arrays:
-  return rounds[0] | {
-      "seconds": np.concatenate([np.atleast_1d(r["seconds"]) for r in rounds]),
-      "peak_gib": np.max([r["peak_gib"] for r in rounds])}
+  times = {k: np.concatenate([r[k] for r in rounds]) for k in ("seconds", "cpu_seconds")}
+  return rounds[0] | times | {"peak_gib": np.max([r["peak_gib"] for r in rounds])}

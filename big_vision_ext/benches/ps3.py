@@ -23,8 +23,7 @@ import numpy as np
 from big_vision_ext import convert
 from big_vision_ext.benches import compare, random_weights, resolution
 from big_vision_ext.benches.peers import exchange
-from big_vision_ext.convert import ours as names
-from big_vision_ext.convert import ps3_torch, tables
+from big_vision_ext.convert import ps3_torch
 from big_vision_ext.core import flops
 from big_vision_ext.models import selection, vit
 
@@ -120,15 +119,7 @@ def _compare(variant, px, dtype, mode, model, folder, python, options) -> dict[s
   about = dict(name=f"PS3 {variant}", mode=mode, px=px, dtype=dtype,
                tflop=(flops.train(count["total"]) if train else count["total"]) / 1e12)
   if train and theirs:
-    ours, theirs = ours | _norms(ours, model, True), theirs | _norms(theirs, model, False)
+    ours, theirs = (compare.norms(found, ps3_torch.TABLE, "ps3", model, own, only="img/")
+                    for found, own in ((ours, True), (theirs, False)))
   compared = ("pooled", "loss", "norms") if train else ("last",)
   return compare.row(ours, theirs, **about) | compare.differences(ours, theirs, compared)
-
-
-def _norms(found: dict[str, np.ndarray], model: dict[str, Any], own: bool) -> dict[str, np.ndarray]:
-  """The norm of the gradients of each rule's arrays, which are the same numbers on both sides."""
-  rules = tables.matches(ps3_torch.TABLE, names.shapes("ps3", model), "ps3_torch")
-  strip = "img/" if own else ""
-  sides = [m.ours if own else m.theirs for m in rules if next(iter(m.ours)).startswith("img/")]
-  squares = [sum(float(found[f"norm/{n.removeprefix(strip)}"]) ** 2 for n in s) for s in sides]
-  return {"norms": np.sqrt(squares)}

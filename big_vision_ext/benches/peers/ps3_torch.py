@@ -48,9 +48,7 @@ def main(arrays, settings):
   else:
     run = lambda: encode(model, pixels, settings["looks"])
   found = _with_tokens_of_ours(model.vision_model, arrays, run)
-  seconds = timing.seconds(run, settings["repeats"])
-  peak = timing.peak_gib()
-  out = {"seconds": seconds, "peak_gib": peak}
+  out = timing.measure(run, settings["repeats"]) | {"peak_gib": timing.peak_gib()}
   if settings["mode"] == "train":
     for name, p in model.named_parameters():
       # None of what the pass leaves out, the pooling of the low resolution, say, is a zero.

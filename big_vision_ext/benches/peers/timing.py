@@ -5,13 +5,17 @@ import time
 from collections.abc import Callable
 
 
-def seconds(run: Callable[[], object], repeats: int) -> list[float]:
-  """Wall-clock time of each of `repeats` calls; `run` returns when its results are there."""
-  out = []
+def measure(run: Callable[[], object], repeats: int) -> dict[str, list[float]]:
+  """Of each of `repeats` calls, `seconds` on the clock and `cpu_seconds` of all threads.
+
+  `run` returns when its results are there.
+  """
+  out = {"seconds": [], "cpu_seconds": []}
   for _ in range(repeats):
-    start = time.monotonic()
+    start, cpu = time.monotonic(), time.process_time()
     run()
-    out.append(time.monotonic() - start)
+    out["seconds"].append(time.monotonic() - start)
+    out["cpu_seconds"].append(time.process_time() - cpu)
   return out
 
 
