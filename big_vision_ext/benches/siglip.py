@@ -86,7 +86,8 @@ def _compare(dtype, model, folder, python, options) -> dict[str, Any]:
   forward = flops.vit(
       tokens=image["posemb_grid"][0] ** 2, rep_size=0,
       **{k: image[k] for k in ("width", "depth", "mlp_dim", "patch_size")})
-  forward += flops.text(**{k: text[k] for k in ("text_len", "width", "depth", "mlp_dim", "out_dim")})
+  sizes = ("text_len", "width", "depth", "mlp_dim", "out_dim")
+  forward += flops.text(**{k: text[k] for k in sizes})
   about = dict(name=f"SigLIP {options.variant}, batch {n}", mode="train", px=px, dtype=dtype,
                tflop=n * flops.train(forward) / 1e12)
   if theirs:
