@@ -12,7 +12,6 @@ SIGTERM and 130 after Ctrl-C, both with the last step saved.
 
 import argparse
 import contextlib
-import difflib
 import sys
 from collections.abc import Sequence
 
@@ -161,10 +160,8 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
   with console.doing("Reading the first batch"):
     batch = next_batch()
   with console.doing("Compiling the training step"):
-    train_step = jax.jit(
-        step_lib.make(task, config, tx, schedule, mesh), donate_argnums=0,
-        in_shardings=(shardings, rows), out_shardings=(shardings, sharding.replicated(mesh)),
-    ).lower(state, batch).compile()
+    train_step = step_lib.jitted(task, config, tx, schedule, mesh, shardings,
+                                 rows).lower(state, batch).compile()
 
   workdir.claim()
   writer = None
@@ -253,18 +250,7 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument("--distributed", action="store_true",
                       help="this is one of several processes")
   parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-  options, rest = parser.parse_known_args(argv)
-  overrides = []
-  while rest:
-    arg = rest.pop(0)
-    if not arg.startswith("--config."):
-      known = [a for action in parser._actions for a in action.option_strings]
-      near = difflib.get_close_matches(arg.split("=")[0], known, n=1)
-      raise config_lib.ConfigError(f"unknown argument {arg!r}"
-                                   + (f"; did you mean {near[0]}?" if near else ""))
-    if "=" not in arg and rest and not rest[0].startswith("--"):
-      arg = f"{arg}={rest.pop(0)}"
-    overrides.append(arg.removeprefix("--config."))
+  options, overrides = config_lib.split_overrides(parser, argv)
   if not options.config or not options.workdir:
     raise config_lib.ConfigError("expected --config FILE and --workdir DIR; --help tells more")
   return options, overrides

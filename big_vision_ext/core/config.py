@@ -4,8 +4,10 @@ A config file has `get_config(arg=None) -> ConfigDict`. `load` runs it and appli
 `resolve` checks every key and gives the typed `Config` that the trainer uses.
 """
 
+import argparse
 import ast
 import dataclasses
+import difflib
 import importlib.util
 import pathlib
 from collections.abc import Sequence
@@ -24,7 +26,8 @@ from big_vision_ext.core.typed import (
 )
 
 __all__ = ["Config", "ConfigError", "Duration", "Evaluation", "Init", "Mesh", "Optim", "Schedule",
-           "base_config", "build", "differences", "load", "parse_arg", "resolve", "to_dict"]
+           "base_config", "build", "differences", "load", "parse_arg", "resolve", "split_overrides",
+           "to_dict"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +85,16 @@ class Mesh:
   """Devices on each mesh axis; -1: all that the other axes leave over.
 
   `data` replicates parameters, `fsdp` shards them with the batch, `tensor` shards the layers.
+
+  Attributes:
+    max_fsdp: given, `data` and `fsdp` may both be -1: fsdp takes the largest divisor of one slice's
+      devices up to this, data the rest. For models whose widths more devices would not divide.
   """
 
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+  max_fsdp: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +218,31 @@ def load(path_with_args: str, overrides: Sequence[str] = ()) -> ml_collections.C
       raise ConfigError(f"--config.{override}: expected --config.{override}=value")
     _set(config, key, text)
   return config
+
+
+def split_overrides(parser: argparse.ArgumentParser,
+                    argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """Reads a command line whose options `parser` knows, among `--config.KEY=VALUE` ones.
+
+  Returns:
+    The options, and the overrides as "key=value".
+
+  Raises:
+    ConfigError: an argument that is neither.
+  """
+  options, rest = parser.parse_known_args(argv)
+  overrides = []
+  while rest:
+    arg = rest.pop(0)
+    if not arg.startswith("--config."):
+      known = [a for action in parser._actions for a in action.option_strings]
+      near = difflib.get_close_matches(arg.split("=")[0], known, n=1)
+      raise ConfigError(f"unknown argument {arg!r}"
+                        + (f"; did you mean {near[0]}?" if near else ""))
+    if "=" not in arg and rest and not rest[0].startswith("--"):
+      arg = f"{arg}={rest.pop(0)}"
+    overrides.append(arg.removeprefix("--config."))
+  return options, overrides
 
 
 def resolve(config: Any) -> Config:

@@ -192,8 +192,19 @@ class PS3Stages(vit.ViT):
     return (pixels / 255.0 - mean) / std
 
   def _selection_features(self, image, low):
-    """Unit-length features of the cells, and of the finer grid of the convolutional branch."""
-    x = self.selection_feature_proj(jnp.concatenate(low["hidden"], axis=-1))
+    """Unit-length features of the cells, and of the finer grid of the convolutional branch.
+
+    Where blocks are recomputed in the backward pass, so is all of this: it is a fiftieth of the
+    work, and what it would keep through the backward pass of the high-resolution tokens, when
+    memory is fullest, is twice as large as the images.
+    """
+    features = type(self)._features_of
+    if self.remat_policy != "none":
+      features = nn.remat(features)
+    return features(self, image, low["hidden"])
+
+  def _features_of(self, image, hidden):
+    x = self.selection_feature_proj(jnp.concatenate(hidden, axis=-1))
     x = selection_head.l2_normalize(x).reshape(x.shape[0], *self.cells, self.width)
     if not self.highres_branch:
       return x, None

@@ -36,7 +36,8 @@ class Config:
     max_boxes: how many boxes of an image the input ships (`input.max_boxes`). Above 0, bottom-up
       is taught their union under "bce" as well.
     selection_weight: factor of the selection loss.
-    temperature_init, bias_init: of the sigmoid loss.
+    temperature_init, bias_init: of the contrastive loss.
+    contrast: its form and how it is computed.
   """
 
   image: dict[str, Any]
@@ -46,6 +47,7 @@ class Config:
   selection_weight: float = 1.0
   temperature_init: float = 10.0
   bias_init: float = -10.0
+  contrast: contrastive.Contrast = contrastive.Contrast()
 
 
 def make(model_config: Mapping[str, Any]) -> "Task":
@@ -122,8 +124,9 @@ class Task:
     pooled, out = self.vision.apply(
         {"params": params["img"]}, batch["image"], prompt=prompt, box=batch["box"],
         is_global=batch["is_global"])
-    contrast, metrics = contrastive.sigmoid_loss(
-        selection_head.l2_normalize(pooled), ztxt, jnp.exp(params["t"])[0], params["b"][0])
+    contrast, metrics = contrastive.contrastive_loss(
+        selection_head.l2_normalize(pooled), ztxt, jnp.exp(params["t"])[0], params["b"][0],
+        self.config.contrast)
     size = (self.image_size, self.image_size)
     where, terms = selection_loss.selection_loss(
         out["topdown"]["score"], out["bottomup"]["score"], box=batch["box"],
