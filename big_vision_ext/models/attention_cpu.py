@@ -11,8 +11,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
+
+from big_vision_ext.models import remat
 
 # Scores of one tile, at most: 4 MiB in float32. The backward pass holds three such arrays.
 _TILE_SCORES = 2**20
@@ -56,7 +57,7 @@ def _forward(q, k, v, mask):
 def _saving(q, k, v, mask):
   out, lse = _forward(q, k, v, mask)
   # Named, so that rematerialisation can keep them instead of attending once more.
-  out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
+  out, lse = remat.name(out, "attention"), remat.name(lse, "attention")
   return out, (q, k, v, mask, out, lse)
 
 
