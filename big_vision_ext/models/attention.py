@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from absl import logging
 from jaxtyping import Array, Bool, Float
 
-from big_vision_ext.models import attention_tpu, remat
+from big_vision_ext.models import attention_cpu, attention_tpu, remat
 
 IMPLEMENTATIONS = ("einsum", "heads", "xla", "cudnn", "splash", "portable")
 
@@ -57,6 +57,8 @@ def attend(
   if implementation == "splash":
     # What the backward pass needs is named within.
     return attention_tpu.attend(q, k, v, mask, interpret=platform() != "tpu")
+  if implementation == "heads":
+    return attention_cpu.attend(q, k, v, mask)  # as there
   return remat.name(_attend(implementation, q, k, v, mask), "attention")
 
 
@@ -90,7 +92,7 @@ def _attend(implementation, q, k, v, mask):
     mask = None if mask is None else mask[:, None, None, :]
     return _heads_major(q, k, v, mask).transpose(0, 2, 1, 3)
   if implementation == "heads":
-    return _head_by_head(q, k, v, mask)
+    return attention_cpu.attend(q, k, v, mask)
   if implementation == "portable":
     return _portably(q, k, v, mask)
   if implementation in ("xla", "cudnn"):
@@ -161,14 +163,6 @@ def _heads_major(q, k, v, mask):
     "...ts,...sd->...td", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
   )
   return (out / total).astype(q.dtype)
-
-
-def _head_by_head(q, k, v, mask):
-  """As `_heads_major`, but never holds the scores of more than one head, forward or backward."""
-  mask = None if mask is None else mask[:, None, :]
-  one = jax.checkpoint(lambda x: _heads_major(*x, mask))
-  out = jax.lax.map(one, tuple(x.transpose(2, 0, 1, 3) for x in (q, k, v)))
-  return out.transpose(1, 2, 0, 3)
 
 
 def _check(q, k, v, mask):

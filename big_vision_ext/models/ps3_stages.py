@@ -226,10 +226,7 @@ class PS3Stages(vit.ViT):
     if not self.highres_branch:
       return x, None
     large = resample.resize_cubic(image, (self.selection_size, self.selection_size))
-    # Without the barrier XLA computes the resampled pixels once more inside the gradient of the
-    # stem's kernel, for every tap: half of the branch's time on a CPU.
-    large = jax.lax.optimization_barrier(self._normalise(large))
-    return x, selection_head.l2_normalize(self.highres_selection(large))
+    return x, selection_head.l2_normalize(self.highres_selection(self._normalise(large)))
 
   def _score(self, features, prompt):
     """Log-odds (b, g, g) for a prompt (b, d) or (d,)."""
