@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from big_vision_ext.core import boxes
@@ -40,10 +41,9 @@ class Saw(NamedTuple):
 
 def nothing(batch: int, width: int, grids: Sequence[Grid], cells: Grid) -> Saw:
   """What was seen before the first look."""
-  total = 0.0
-  for grid in grids:
-    of = boxes.token_cells(grid, cells)
-    total = total + jnp.zeros(cells[0] * cells[1]).at[of].add(1.0).reshape(cells)
+  size = cells[0] * cells[1]
+  total = sum(np.bincount(boxes.token_cells(grid, cells), minlength=size) for grid in grids)
+  total = total.reshape(cells).astype(np.float32)
   zeros = jnp.zeros((batch, *cells, width), jnp.float32)
   return Saw(zeros, zeros[..., 0], total)
 
