@@ -274,10 +274,7 @@ class PS3Stages(vit.ViT):
     if not self.highres_branch:
       return x, None
     large = _resize(image, self.selection_size, self.selection_antialias)
-    # Without the barrier XLA computes the resampled pixels once more inside the gradient of the
-    # stem's kernel, for every tap: half of the branch's time on a CPU.
-    large = jax.lax.optimization_barrier(self._normalise(large))
-    return x, selection_head.l2_normalize(self.highres_selection(large))
+    return x, selection_head.l2_normalize(self.highres_selection(self._normalise(large)))
 
   def _score(self, features, prompt):
     """Log-odds (b, g, g), or (b, s, g, g) of each scale, for a prompt (b, d) or (d,)."""
