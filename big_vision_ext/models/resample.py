@@ -62,11 +62,23 @@ def antialias_matrix(n_in: int, n_out: int) -> np.ndarray:
   return (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _weighted_taps(x: jax.Array, axis: int, n_out: int) -> jax.Array:
-  """Cubic resampling of one axis of `x` to `n_out` samples, float32."""
+@functools.lru_cache(maxsize=64)
+def _antialias_taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
+  """`antialias_matrix` without its zeros: source indices and weights, both (n_out, taps)."""
+  matrix = antialias_matrix(n_in, n_out)
+  used = matrix != 0
+  first, last = used.argmax(axis=1), n_in - used[:, ::-1].argmax(axis=1)
+  span = int((last - first).max())
+  index = np.minimum(first, n_in - span)[:, None] + np.arange(span)
+  return index.astype(np.int32), np.take_along_axis(matrix, index, axis=1)
+
+
+def _weighted_taps(x: jax.Array, axis: int, taps: tuple[np.ndarray, np.ndarray]) -> jax.Array:
+  """Resampling of one axis of `x` by source indices and weights (n_out, taps), float32."""
+  index, weight = taps
+  n_out = len(index)
   if x.shape[axis] == n_out:
     return x.astype(jnp.float32)
-  index, weight = cubic_taps(x.shape[axis], n_out)
   shape = [1] * x.ndim
   shape[axis] = n_out
   total = 0.0
@@ -82,8 +94,22 @@ def resize_cubic(image: Num[Array, "*b y x c"], size: Size) -> Float[Array, "*b 
   Equals PyTorch's `interpolate(mode="bicubic", align_corners=False)`; the same size is the
   identity. Integer images are converted after the gather, so no float copy of them is made.
   """
-  rows = _weighted_taps(image, image.ndim - 3, size[0])
-  return _weighted_taps(rows, image.ndim - 2, size[1])
+  rows = _weighted_taps(image, image.ndim - 3, cubic_taps(image.shape[-3], size[0]))
+  return _weighted_taps(rows, image.ndim - 2, cubic_taps(image.shape[-2], size[1]))
+
+
+def resize_antialias(image: Num[Array, "*b y x c"], size: Size) -> Float[Array, "*b h w c"]:
+  """Cubic resize with antialiasing (A = -0.5, renormalised borders), in float32.
+
+  Every pixel of a reduced image counts, where `resize_cubic` reads 4 x 4 pixels for a sample,
+  however large the reduction. Rows are summed straight from integers, so no float copy of the image
+  is made; along columns, what is left is small enough for a matmul.
+  """
+  rows = _weighted_taps(image, image.ndim - 3, _antialias_taps(image.shape[-3], size[0]))
+  if rows.shape[-2] == size[1]:
+    return rows
+  matrix = antialias_matrix(rows.shape[-2], size[1])
+  return jnp.einsum("wx,...hxc->...hwc", matrix, rows, precision=_EXACT)
 
 
 @functools.lru_cache(maxsize=64)

@@ -86,7 +86,9 @@ class Task:
   @property
   def flops_per_example(self) -> int:
     """Model FLOPs of one training example: three times the forward pass."""
-    return flops.train(self.forward_flops((sum(self.vision.budget()),), num_prompts=2))
+    tokens = sum(self.vision.budget())
+    looks = (tokens // 2, tokens - tokens // 2) if self.vision.look_policy else (tokens,)
+    return flops.train(self.forward_flops(looks, num_prompts=2))
 
   def forward_flops(self, selected: Sequence[int], num_prompts: int = 1) -> int:
     """FLOPs of one image and one text, with looks of so many tokens each; () for none."""
@@ -94,7 +96,8 @@ class Task:
     parts = flops.ps3(
         scales=v.scales, selected=selected, width=v.width, depth=v.depth,
         mlp_dim=v.mlp_dim, patch_size=v.patch_size, num_select_layers=len(v.select_layers),
-        num_prompts=num_prompts, selection_size=v.selection_size,
+        num_prompts=num_prompts, num_maps=v.num_maps,
+        policy_hidden=v.policy_hidden if v.look_policy else 0, selection_size=v.selection_size,
         selection_hidden=v.selection_hidden,
         selection_out=v.selection_out, selection_depth=v.selection_depth,
         selection_kernel=v.selection_kernel, highres_selection=v.highres_branch,
@@ -138,11 +141,16 @@ class Task:
         selection_head.l2_normalize(pooled), ztxt, jnp.exp(params["t"])[0], params["b"][0],
         self.config.contrast)
     size = (self.image_size, self.image_size)
+    regions = dict(
+        box=batch["box"], is_global=batch["is_global"], image_hw=size,
+        grids=self.vision.grids(size), boxes=batch.get("boxes"), num_boxes=batch.get("num_boxes"))
     where, terms = selection_loss.selection_loss(
-        out["topdown"]["score"], out["bottomup"]["score"], box=batch["box"],
-        is_global=batch["is_global"], image_hw=size, grids=self.vision.grids(size),
-        form=self.config.selection_loss,
-        boxes=batch.get("boxes"), num_boxes=batch.get("num_boxes"))
+        out["topdown"]["score"], out["bottomup"]["score"], form=self.config.selection_loss,
+        **regions)
+    if self.vision.look_policy:
+      later, more = selection_loss.look_loss(
+          out["later"]["topdown"], out["later"]["bottomup"], out["first_look"], **regions)
+      where, terms = where + later, terms | more
     total = contrast + self.config.selection_weight * where
     return total, metrics | terms | {"loss_contrastive": contrast, "loss_selection": where}
 
@@ -219,7 +227,8 @@ class Task:
 
     Keyword arguments are those of `PS3Vision.encode_image` (looks, budgets, scores). Added to what
     it returns: `text`, the normalised embedding of the prompt (b, d), and `score_bottomup` and
-    `score_topdown`, selection probabilities (b, gy, gx); those of the prompt only if there is one.
+    `score_topdown`, selection probabilities (b, gy, gx), or (b, s, gy, gx) with a map for each
+    scale; those of the prompt only if there is one.
     """
     text, prompt = self._read(params, batch) if "text" in batch else (None, None)
     out = self.vision.apply(

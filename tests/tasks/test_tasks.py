@@ -61,6 +61,34 @@ def test_every_ps3_parameter_learns_but_the_published_dead_ones(ps3):
   assert all(np.all(np.isfinite(g)) for _, g in trees.flatten(grads).items())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("switches", [
+  dict(selection_maps="each", low_antialias=True),
+  dict(look_policy=True),
+  dict(budget_rule="cells", look_policy=True, selection_maps="each", selection_antialias=True),
+], ids=lambda s: "-".join(s))  # fmt: skip
+def test_every_parameter_learns_beyond_the_original_too(switches):
+  task = tasks.make("ps3", PS3 | {"image": PS3["image"] | switches})
+  batch = _batch(128, is_global=[True] + [False] * 7)
+  params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), batch))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), params)
+
+  def loss(p):
+    return task.loss(p, batch, None, True)
+
+  (total, metrics), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  grads = trees.flatten(grads)
+  assert [name for name, g in grads.items() if not np.any(np.asarray(g))] == []
+  assert all(np.all(np.isfinite(g)) for g in grads.values())
+  terms = [v for k, v in metrics.items() if k.startswith(("selection_", "later_"))]
+  assert len(terms) == (4 if "look_policy" in switches else 2)
+  np.testing.assert_allclose(total, metrics["loss_contrastive"] + sum(terms), rtol=1e-6)
+  if "selection_maps" in switches:
+    scales = grads["img/selection_feature_proj/fc2/kernel"].reshape(32, 2, 16)
+    assert np.all(np.abs(scales).sum(axis=(0, 2)) > 0)
+
+
 def test_ps3_loss_is_the_sum_of_its_terms(ps3):
   _, params, loss = ps3
   total, metrics = loss(params, _batch(128))
