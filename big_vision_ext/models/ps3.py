@@ -167,8 +167,9 @@ class PS3Vision(ps3_stages.PS3Stages):
     """
 
     def one(model, carry, index):
-      _, out = model.high(image, kv, index)
-      return carry, list(out["blocks"][-return_hidden:])
+      last, out = model.high(image, kv, index)
+      # Asked for one block's outputs, a scan need not stack those of all.
+      return carry, [last] if return_hidden == 1 else list(out["blocks"][-return_hidden:])
 
     parts = []
     for _, group in itertools.groupby(range(len(plan)), key=lambda j: plan[j]):
