@@ -13,6 +13,7 @@ from big_vision_ext.benches.peers import timing
 from big_vision_ext.convert import npz
 from big_vision_ext.core import trees
 from big_vision_ext.models import layouts
+from big_vision_ext.planning import hlo, traffic
 
 
 def load(weights: convert.Weights, dtype: str, scan: bool, under: str = "") -> dict[str, Any]:
@@ -35,7 +36,8 @@ def measure(program: Callable, operands: tuple, repeats: int) -> tuple[Any, dict
   """Compiles a program, runs it once and then `repeats` times.
 
   Returns:
-    The first run's result, on the host; `compile_seconds`, `seconds`, `cpu_seconds`, `peak_gib`.
+    A last run's result; `compile_seconds`, `seconds`, `cpu_seconds`, `peak_gib`, and `flops`, those
+    of the compiled program's products and convolutions, as often as its loops turn.
   """
   start = time.monotonic()
   compiled = jax.jit(program).lower(*operands).compile()
@@ -43,6 +45,7 @@ def measure(program: Callable, operands: tuple, repeats: int) -> tuple[Any, dict
   jax.block_until_ready(compiled(*operands))
   out |= timing.measure(lambda: jax.block_until_ready(compiled(*operands)), repeats)
   out["peak_gib"] = timing.peak_gib()
+  out["flops"] = traffic.count(hlo.parse(compiled.as_text())).flops
   return compiled(*operands), out
 
 

@@ -81,7 +81,7 @@ def row(ours: Arrays, theirs: Arrays | None, **about: Any) -> dict[str, Any]:
   """The figures of one comparison; `about` (name, mode, px, dtype) comes first."""
   out = about | {
       "seconds": float(np.median(ours["seconds"])), "peak_gib": float(ours["peak_gib"]),
-      "cpu_seconds": float(np.median(ours["cpu_seconds"])),
+      "cpu_seconds": float(np.median(ours["cpu_seconds"])), "tflop": float(ours["flops"]) / 1e12,
       "compile_seconds": float(ours["compile_seconds"])}
   if theirs is None:
     return out
@@ -133,8 +133,10 @@ def report(rows: Sequence[Mapping[str, Any]], options: Any) -> None:
 
 _COLUMNS: dict[str, Callable[[Any], str]] = {
     "name": str, "mode": str, "px": str, "dtype": str, "seconds": "{:.2f}".format,
-    "peer_seconds": "{:.2f}".format, "time_ratio": "{:.2f}".format, "peak_gib": "{:.2f}".format,
-    "peer_peak_gib": "{:.2f}".format, "memory_ratio": "{:.2f}".format, "tflop": "{:.3f}".format,
+    "peer_seconds": "{:.2f}".format, "time_ratio": "{:.2f}".format, "cpu_seconds": "{:.1f}".format,
+    "cpu_ratio": "{:.2f}".format, "peak_gib": "{:.2f}".format,
+    "peer_peak_gib": "{:.2f}".format, "memory_ratio": "{:.2f}".format,
+    "model_tflop": "{:.3f}".format, "tflop": "{:.3f}".format,
     "max_abs_diff": "{:.1e}".format, "max_rel_diff": "{:.1e}".format}
 
 

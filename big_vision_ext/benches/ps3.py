@@ -16,6 +16,7 @@ between both sides' features (of the pooled vector, the loss and the norms of al
 import argparse
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ from big_vision_ext.models import selection, vit
 
 HELP = "PS3 against ps3-torch: time, memory, arithmetic"
 MODES = ("look1", "look2", "train")
+# As a run would set them: blocks one after the other, and what is dear to compute is kept.
+_OPTIONS = {"scan": True}
+_TRAIN_OPTIONS = {"remat_policy": "save:qkv,attention,attention_out,mlp_hidden"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--tokens", type=int, default=2560, help="high-resolution tokens of a look; default: 2560")
   add("--selection-size", type=int, default=1512, help="input of the selection branch, pixels")
   add("--options", type=json.loads, default={}, metavar="JSON",
-      help="fields of our model that change how it computes, as {\"scan\": true}")
+      help="fields of our model that change how it computes, as {\"scan\": false}; default: "
+      f"{json.dumps(_OPTIONS)}, and for train also {json.dumps(_TRAIN_OPTIONS)}")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -72,7 +77,20 @@ def run(options: argparse.Namespace) -> int:
             rows.append(_compare(variant, px, dtype, mode, model, folder, python, options))
             compare.say(compare.table(rows[-1:]))
   compare.report(rows, options)
+  for line in growth(rows):
+    print(line)
   return 0
+
+
+def growth(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  """What more pixels cost in arithmetic: lines on compiled programs that differ in `px` alone."""
+  lines, first = [], {}
+  for r in rows:
+    smallest = first.setdefault((r["name"], r["mode"], r["dtype"]), r)
+    if r is not smallest:
+      lines.append(f"{r['name']}, {r['mode']}, {r['dtype']}: {r['px']} px take "
+                   f"{r['tflop'] / smallest['tflop']:.4f} of the FLOPs of {smallest['px']} px")
+  return lines
 
 
 def settings(variant: str, px: int, base: int, tokens: int, selection_size: int) -> dict[str, Any]:
@@ -110,14 +128,15 @@ def _compare(variant, px, dtype, mode, model, folder, python, options) -> dict[s
   ours, theirs = compare.measure(
       "ps3", "ps3_torch.py", python, inputs(px, image["width"]),
       dict(folder=folder, dtype=dtype, mode="train" if train else "look", looks=looks,
-           repeats=options.repeats, threads=options.threads, options=options.options,
+           repeats=options.repeats, threads=options.threads,
+           options=_OPTIONS | (_TRAIN_OPTIONS if train else {}) | options.options,
            mean=[0.5] * 3, std=[0.5] * 3),
       options.rounds)
   parts = ("width", "depth", "mlp_dim", "patch_size", "scales", "selection_size")
   count = flops.ps3(selected=[options.tokens] * looks, num_prompts=1 + train,
                     num_select_layers=len(image["select_layers"]), **{k: image[k] for k in parts})
   about = dict(name=f"PS3 {variant}", mode=mode, px=px, dtype=dtype,
-               tflop=(flops.train(count["total"]) if train else count["total"]) / 1e12)
+               model_tflop=(flops.train(count["total"]) if train else count["total"]) / 1e12)
   if train and theirs:
     ours, theirs = (compare.norms(found, ps3_torch.TABLE, "ps3", model, own, only="img/")
                     for found, own in ((ours, True), (theirs, False)))

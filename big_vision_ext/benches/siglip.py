@@ -25,6 +25,7 @@ from big_vision_ext.convert import open_clip
 from big_vision_ext.core import flops
 from big_vision_ext.models import vit
 
+_OPTIONS = {"scan": True}
 HELP = "a SigLIP training step against open_clip: time and memory"
 
 
@@ -36,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--batch", type=int, default=8, help="images and texts; default: 8")
   add("--vocab", type=int, default=32_000, help="size of the vocabulary; default: 32000")
   add("--options", type=json.loads, default={}, metavar="JSON",
-      help="fields of our towers that change how they compute, as {\"scan\": true}")
+      help="fields of our towers that change how they compute, as {\"scan\": false}; default: "
+      f"{json.dumps(_OPTIONS)}")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -81,7 +83,7 @@ def _compare(dtype, model, folder, python, options) -> dict[str, Any]:
   ours, theirs = compare.measure(
       "siglip", "open_clip_step.py", python, arrays,
       dict(folder=folder, dtype=dtype, repeats=options.repeats, threads=options.threads,
-           options=options.options, mean=[0.5] * 3, std=[0.5] * 3), options.rounds)
+           options=_OPTIONS | options.options, mean=[0.5] * 3, std=[0.5] * 3), options.rounds)
   image, text = model["image"], model["text"]
   forward = flops.vit(
       tokens=image["posemb_grid"][0] ** 2, rep_size=0,
@@ -89,7 +91,7 @@ def _compare(dtype, model, folder, python, options) -> dict[str, Any]:
   sizes = ("text_len", "width", "depth", "mlp_dim", "out_dim")
   forward += flops.text(**{k: text[k] for k in sizes})
   about = dict(name=f"SigLIP {options.variant}, batch {n}", mode="train", px=px, dtype=dtype,
-               tflop=n * flops.train(forward) / 1e12)
+               model_tflop=n * flops.train(forward) / 1e12)
   if theirs:
     ours, theirs = (compare.norms(found, open_clip.TABLE, "siglip", model, own)
                     for found, own in ((ours, True), (theirs, False)))

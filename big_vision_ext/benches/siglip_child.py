@@ -22,6 +22,7 @@ def main(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> dict[
   model["image"]["image_size"] = arrays["image"].shape[1]
   task = tasks.make("siglip", model)
   params = child.load(weights, settings["dtype"], scan=types.get("scan", False))
+  del weights  # and with it the file, which lies in memory
   batch = jax.device_put({"image": arrays["image"], "text": arrays["text"]})
 
   def step(params, batch):

@@ -245,8 +245,10 @@ class PS3Vision(ps3_stages.PS3Stages):
     """A step of `_run` that looks where it is told."""
 
     def step(model, state, index, counts):
-      _, out = model.high(image, kv, index)
-      return state, (index, list(out["blocks"][-return_hidden:]))
+      last, out = model.high(image, kv, index)
+      # Asked for one block's outputs, a scan need not stack those of all.
+      blocks = [last] if return_hidden == 1 else list(out["blocks"][-return_hidden:])
+      return state, (index, blocks)
 
     return step
 
