@@ -203,7 +203,9 @@ class PS3Vision(ps3_stages.PS3Stages):
     """
     image_hw = self._image_hw(image)
     grids = self.grids(image_hw)
-    part = self.plan(image_hw, num_tokens=self.max_select_num // 2)[0]
+    half = self.plan(image_hw, num_tokens=sum(counts) // 2)[0]
+    # Rounding may give a scale one token more than the whole look has for it.
+    part = tuple(min(n, m) for n, m in zip(half, counts))
     free, _ = self._choice_maps(score, None, None, image_hw)
     (first,) = selection.take(self.rankings(free, part), [part])
     seen = _mark(self._unseen(image), first)

@@ -425,10 +425,10 @@ class PS3Stages(vit.ViT):
         f"max_select_num_each_scale={self.max_select_num_each_scale} splits the budget over "
         "scales, but budget_rule='cells' buys cells at all of them; leave it None or take 'split'."
       )
-    if self.look_policy and self.max_select_num < 2:
+    if self.look_policy and sum(self.budget()) < 2:
       raise ValueError(
-        f"look_policy spends the tokens of a look on two in training: max_select_num="
-        f"{self.max_select_num} must be at least 2."
+        f"look_policy spends the tokens of a look on two in training, of which max_select_num="
+        f"{self.max_select_num} is too small for: give it at least 2."
       )
     if not all(-self.depth <= i < self.depth for i in self.select_layers):
       raise ValueError(

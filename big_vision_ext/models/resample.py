@@ -22,6 +22,8 @@ Size = tuple[int, int]
 
 # Weights are not representable in bfloat16; the sums must not lose them on an accelerator.
 _EXACT = jax.lax.Precision.HIGHEST
+# Columns of an antialiased image that are made in one matmul.
+_COLUMNS = 64
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
@@ -103,13 +105,21 @@ def resize_antialias(image: Num[Array, "*b y x c"], size: Size) -> Float[Array, 
 
   Every pixel of a reduced image counts, where `resize_cubic` reads 4 x 4 pixels for a sample,
   however large the reduction. Rows are summed straight from integers, so no float copy of the image
-  is made; along columns, what is left is small enough for a matmul.
+  is made; along columns, what is left is small enough for matmuls.
   """
   rows = _weighted_taps(image, image.ndim - 3, _antialias_taps(image.shape[-3], size[0]))
   if rows.shape[-2] == size[1]:
     return rows
   matrix = antialias_matrix(rows.shape[-2], size[1])
-  return jnp.einsum("wx,...hxc->...hwc", matrix, rows, precision=_EXACT)
+  parts = []
+  # A few columns at a time have few columns to be made of: most of the matrix is zero.
+  for start in range(0, size[1], _COLUMNS):
+    weight = matrix[start : start + _COLUMNS]
+    used = np.flatnonzero(weight.any(axis=0))
+    band = slice(used[0], used[-1] + 1)
+    product = jnp.einsum("wx,...xc->...wc", weight[:, band], rows[..., band, :], precision=_EXACT)
+    parts.append(product)
+  return jnp.concatenate(parts, axis=-2)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,6 +1,8 @@
 """The budget rule "cells": exact budgets, one sequence of cells for all scales."""
 
-import jax.numpy as jnp
+import functools
+
+import jax
 import numpy as np
 import pytest
 
@@ -8,6 +10,8 @@ from big_vision_ext.core import boxes
 from big_vision_ext.models import ps3, selection, selection_cells
 from tests.models import ps3_reference
 
+# Compiling is what takes time here.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
 SCALES_4K, ZOOMS_4K = (378, 756, 1512, 3780), (2, 4, 10)
 MODEL = ps3.PS3Vision(
   width=8, depth=1, mlp_dim=8, num_heads=1, posemb_grid=(4, 4), patch_size=4, scales=(16, 32, 64),
@@ -51,13 +55,17 @@ def test_the_published_budget_buys_21_cells_and_begins_one_with_its_coarse_scale
   assert selection_cells.counts((2, 4), 2560) == (512, 2048)
 
 
+@functools.partial(jax.jit, static_argnums=1, compiler_options=FAST_COMPILE)
+def rankings(maps, counts, forced, seen):
+  return MODEL.rankings(maps, counts, forced=forced, seen=seen)
+
+
 def ranked(score, grids, counts, forced=None, seen=None):
-  maps = [jnp.asarray(ps3_reference.nearest(score, grid)) for grid in grids]
-  return maps, MODEL.rankings(maps, counts, forced=forced, seen=seen)
+  maps = [ps3_reference.nearest(score, grid) for grid in grids]
+  return maps, [np.asarray(x) for x in rankings(maps, counts, forced, seen)]
 
 
-@pytest.mark.parametrize("hw", [(64, 64), (64, 40), (33, 70)])
-@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("hw, forced", [((64, 64), True), ((64, 40), False), ((33, 70), True)])
 def test_looks_equal_a_sequence_of_tuples(hw, forced):
   rng = np.random.default_rng(hw[1])
   # Few distinct scores: ties are broken by place.
@@ -65,15 +73,18 @@ def test_looks_equal_a_sequence_of_tuples(hw, forced):
   grids = MODEL.grids(hw)
   plan = selection_cells.plan_looks(grids, (2, 4), 33, num_looks="all")
   box = np.array([[5.3, 7.7, 21.2, 19.1], [0, 0, hw[1], hw[0]], [30, 30, 9, 9]], np.float32)
-  force = MODEL.forced_maps(jnp.asarray(box), hw) if forced else None
+  force = jax.jit(MODEL.forced_maps, static_argnums=1)(box, hw) if forced else None
   maps, order = ranked(score, grids, selection.totals(plan, 2), force)
   reference = ps3_reference.Reference({}, MODEL)
   none = [np.zeros(x.shape, bool) for x in maps]
   hits = [ps3_reference.pool(ps3_reference.paint(box, hw), g, np.mean) > 0 for g in grids]
   want = reference.choose_cells([np.float64(x) for x in maps], hits if forced else none, plan)
-  for ours, theirs in zip(selection.take(order, plan), want):
-    for a, b in zip(ours, theirs):
-      np.testing.assert_array_equal(a, b)
+  taken = [0, 0]
+  for counts, look in zip(plan, want):
+    for i, theirs in enumerate(look):
+      ours = np.sort(order[i][:, taken[i] : taken[i] + counts[i]], axis=1)
+      np.testing.assert_array_equal(ours, theirs)
+      taken[i] += counts[i]
 
 
 def cells_of(index, grid, cells):
@@ -84,7 +95,7 @@ def cells_of(index, grid, cells):
 def test_the_same_region_is_taken_at_every_scale_up_to_one_cell(seed):
   score = np.random.default_rng(seed).random((1, 4, 4)).astype(np.float32)
   grids = [(8, 8), (16, 16)]
-  for tokens in (20, 50, 77, 110):
+  for tokens in (50, 77):
     counts = selection_cells.counts((2, 4), tokens)
     _, order = ranked(score, grids, counts)
     per_scale = [np.bincount(cells_of(at[0], g, (4, 4)), minlength=16) / z**2
@@ -100,8 +111,8 @@ def test_the_same_region_is_taken_at_every_scale_up_to_one_cell(seed):
 
 def test_a_region_larger_than_the_budget_loses_its_rim():
   # 3 x 3 cells, of which the middle row and column are hit whole and the others at their rims.
-  box = jnp.asarray([[10.0, 10, 53, 53]])
-  forced = MODEL.forced_maps(box, (64, 64))
+  box = np.float32([[10, 10, 53, 53]])
+  forced = jax.jit(MODEL.forced_maps, static_argnums=1)(box, (64, 64))
   score = np.random.default_rng(0).random((1, 4, 4)).astype(np.float32)
   _, order = ranked(score, [(8, 8), (16, 16)], selection_cells.counts((2, 4), 80), forced)
   share = np.mean([ps3_reference.pool(np.float64(f), (4, 4), np.mean) for f in forced], 0).ravel()
@@ -114,8 +125,7 @@ def test_what_was_seen_keeps_its_place_and_a_begun_cell_is_finished_first():
   rng = np.random.default_rng(0)
   grids, counts = [(8, 8), (16, 16)], selection_cells.counts((2, 4), 33)
   _, before = ranked(rng.random((1, 4, 4)).astype(np.float32), grids, counts)
-  seen = [jnp.zeros((1, h * w), bool).at[0, at[0]].set(True).reshape(1, h, w)
-          for (h, w), at in zip(grids, before)]
+  seen = [np.isin(np.arange(h * w), at[0]).reshape(1, h, w) for (h, w), at in zip(grids, before)]
   more = selection_cells.counts((2, 4), 66)
   _, after = ranked(rng.random((1, 4, 4)).astype(np.float32), grids, more, seen=seen)
   for scale in range(2):
