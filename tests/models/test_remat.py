@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from big_vision_ext.models import blocks, remat
+from big_vision_ext.models import attention, blocks, remat
 
 B, T, D, M = 2, 12, 16, 40
 
@@ -36,6 +36,12 @@ def kept(policy):
 ])  # fmt: skip
 def test_what_is_named_is_kept_of_every_block_and_nothing_else(policy, numbers):
   assert kept(policy) - kept("nothing_saveable") == 2 * B * T * numbers
+
+
+def test_attention_head_by_head_is_kept_with_its_normalisers(monkeypatch):
+  monkeypatch.setattr(attention, "_MAX_STORED_SCORES", 0)
+  # Two heads: two numbers per token. Without these its backward pass would attend once more.
+  assert kept("save:attention") - kept("nothing_saveable") == 2 * B * T * (D + 2)
 
 
 @pytest.mark.parametrize("scan", [True, False])

@@ -14,7 +14,8 @@ import torch
 def main(arrays, settings):
   torch.set_num_threads(settings["threads"])
   dtype = getattr(torch, settings["dtype"])
-  model = open_clip.create_model_from_pretrained(f"local-dir:{settings['folder']}")[0].to(dtype).train()
+  model, _ = open_clip.create_model_from_pretrained(f"local-dir:{settings['folder']}")
+  model = model.to(dtype).train()
   mean, std = (torch.tensor(settings[k])[:, None, None] for k in ("mean", "std"))
   images = torch.from_numpy(arrays["image"]).permute(0, 3, 1, 2).contiguous()
   images = ((images / 255 - mean) / std).to(dtype)
