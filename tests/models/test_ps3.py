@@ -332,6 +332,23 @@ def test_keys_and_values_of_the_low_pass_are_not_detached():
   assert np.abs(a - b).max() > 1e-3
 
 
+def test_recomputing_in_the_backward_pass_changes_no_gradient():
+  model, params, image, prompt = make(15)
+  box = np.array([[5.0, 7, 21, 19]] * 2, np.float32)
+
+  def gradients(model):
+    def f(p, prompt):
+      y, out = model.apply({"params": p}, image, prompt, box)
+      scores = jnp.sum(out["topdown"]["score"] ** 2) + jnp.sum(out["bottomup"]["score"] ** 2)
+      return jnp.sum(y**2) + scores
+
+    return jax.jit(jax.grad(f, (0, 1)), compiler_options=FAST_COMPILE)(params, prompt)
+
+  kept, again = gradients(model), gradients(model.clone(remat_policy="nothing_saveable"))
+  for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again)):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(a).max()) + 1e-12)
+
+
 def test_memory_stays_far_below_a_dense_position_table():
   # 270 x 270 patches at the top: a table per sample would take b * 72,900 * d * 4 bytes. A wide
   # model with a small budget makes any such temporary stand out.
