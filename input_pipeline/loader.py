@@ -5,6 +5,7 @@ changes who makes a row, never what is in it. So the step is all the state there
 run continues bit-identically anywhere.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -150,8 +151,7 @@ def rows_of(sharding: Any, batch_size: int) -> list[int]:
     sharding: a jax.sharding.Sharding of the leading axis.
     batch_size: rows of the global batch.
   """
-  slices = [index[0] for index in sharding.addressable_devices_indices_map((batch_size,)).values()]
-  return sorted({row for s in slices for row in range(*s.indices(batch_size))})
+  return list(_places(sharding, batch_size))
 
 
 def to_global(batch: Batch, sharding: Any) -> dict[str, Any]:
@@ -165,12 +165,11 @@ def to_global(batch: Batch, sharding: Any) -> dict[str, Any]:
 
   local = len(next(iter(batch.values())))
   batch_size = local * jax.process_count()
-  rows = rows_of(sharding, batch_size)
-  if len(rows) != local:
+  place = _places(sharding, batch_size)
+  if len(place) != local:
     raise InputError(
-      f"this process has {local} of {batch_size} rows, but its devices hold {len(rows)}."
+      f"this process has {local} of {batch_size} rows, but its devices hold {len(place)}."
     )
-  place = {row: i for i, row in enumerate(rows)}
 
   def put(x):
     shape, parts = (batch_size, *x.shape[1:]), []
@@ -181,6 +180,14 @@ def to_global(batch: Batch, sharding: Any) -> dict[str, Any]:
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
   return {k: put(v) for k, v in batch.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _places(sharding: Any, batch_size: int) -> dict[int, int]:
+  """Returns {row: its place among the rows of this process}, ascending."""
+  slices = [index[0] for index in sharding.addressable_devices_indices_map((batch_size,)).values()]
+  rows = sorted({row for s in slices for row in range(*s.indices(batch_size))})
+  return {row: i for i, row in enumerate(rows)}
 
 
 class _TrainBatches:

@@ -106,6 +106,10 @@ BAD = {
     "config.evals.held_out.type='retrieval'": ["--config.evals.held_out.type=retrieval"],
     "unknown argument '--worksdir=x'; did you mean --workdir?": ["--worksdir=x"],
     "config.total_percent": ["--config.total_percent=5"],
+    "config.nan_limit=0: expected at least 1": ["--config.nan_limit=0"],
+    "config.peer_seconds=3: expected at least 10": ["--config.peer_seconds=3"],
+    "config.profile_steps=(0, 3): expected (first step, how many)":
+        ["--config.profile_steps=(0,3)"],
 }
 
 
