@@ -103,7 +103,7 @@ def test_a_row_of_tiles_is_the_row_of_the_whole_with_less_around_it(make_sample)
   """Same words and boxes to the bit, and the pixels of the whole where there are tiles."""
   whole = InputConfig("unused", image_size=80, max_boxes=3)
   tiled = dataclasses.replace(whole, tiles=6, tile_size=16, view_size=40)
-  covered = 0
+  covered, all_off = 0, []
   for i in range(12):
     sample = make_sample(i, regions=3)
     a, b = _train_row(whole, sample, i), _train_row(tiled, sample, i)
@@ -114,12 +114,12 @@ def test_a_row_of_tiles_is_the_row_of_the_whole_with_less_around_it(make_sample)
       y, x = 16 * (at // 5), 16 * (at % 5)
       there = a["image"][0, y:y + 16, x:x + 16].astype(int) if at >= 0 else 0
       # Pillow rounds to whole levels after each of two passes, rows or columns first, whichever is
-      # cheaper for the shape: a tenth of the pixels may be off by one, a few by two.
-      off = np.abs(tile - there)
-      assert off.max() <= 2 and off.mean() < 0.2
+      # cheaper for the shape: some of the pixels are off by one, a few by two.
+      all_off.append(np.abs(tile - there))
+      assert all_off[-1].max() <= 2
     x0, y0, x1, y1 = np.floor(b["box"][0] / 16)
     covered += {5 * y0 + x0, 5 * min(y1, 4) + min(x1, 4)} <= set(b["tile_at"][0])
-  assert covered >= 6
+  assert covered >= 6 and np.mean(all_off) < 0.2
 
 
 def test_layouts_and_kinds_of_resizing_share_words_and_boxes_to_the_bit(make_sample, monkeypatch):
