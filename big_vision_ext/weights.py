@@ -120,7 +120,8 @@ def describe(task_name: str, model: Mapping[str, Any]) -> dict[str, Any]:
     raise convert.ConvertError(f"task {task_name!r} has no weight formats; expected 'siglip' or "
                                "'ps3'")
   image, words = _fields(task.vision), _fields(task.text)
-  out = {k: v for k, v in config_lib.to_dict(task.config).items() if k not in ("image", "text")}
+  out = {k: v for k, v in config_lib.to_dict(task.config).items() if k not in ("image", "text",
+                                                                         "contrast")}
   if task_name == "siglip":
     # The task wants the size; the grid follows from it.
     image.pop("posemb_grid")

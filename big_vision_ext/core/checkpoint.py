@@ -2,11 +2,13 @@
 
 `WORKDIR/checkpoints/STEP/` has three items: `params`, `rest` (optimiser and counters) and `meta`
 (JSON: config, versions, and a manifest with name, shape, dtype and checksum of every array). A
-folder gets its final name only when it is complete, so a number is a whole checkpoint.
+folder gets its final name only when it is complete, so a number is a whole checkpoint. In it is
+`files.json` with the size of every file, so that what is cut short or missing later can be named.
 """
 
 import errno
 import importlib.metadata
+import json
 import logging
 import math
 import os
@@ -20,12 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from big_vision_ext.core import trees
+from big_vision_ext.core import processes, trees
 from big_vision_ext.core.config import Config, resolve
 
 FORMAT, VERSION = "bve-checkpoint", 1
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged_checkpoints"
+INVENTORY = "files.json"
+# Orbax writes this once more when it gives the folder its name; nothing here depends on it.
+_STEP_METADATA = "_CHECKPOINT_METADATA"
 # How much is read at once where parameters are read one after another.
 _READ_BYTES = 1 << 28
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
@@ -55,6 +60,7 @@ class Checkpoints:
     self._workdir = pathlib.Path(workdir).absolute()
     self._root = self._workdir / FOLDER
     self._keep_every = keep_every
+    self._saving = None
     self._manager = None if read_only else self._open()
     self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
@@ -78,6 +84,7 @@ class Checkpoints:
     params, rest = _divide(arrays)
     # The earlier save first: were it to fail later, the error would be blamed on this one.
     self.wait()
+    self._saving = step
     self._guarded(lambda: self._manager.save(step, args=ocp.args.Composite(
         params=ocp.args.StandardSave(trees.nest(params)),
         rest=ocp.args.StandardSave(trees.nest(rest)), meta=ocp.args.JsonSave(meta))), step)
@@ -99,9 +106,10 @@ class Checkpoints:
     """The JSON beside the arrays of a checkpoint.
 
     Raises:
-      DamagedError: it cannot be read.
+      DamagedError: it cannot be read, or files of the checkpoint are missing or cut short.
       CheckpointError: it is of another format version.
     """
+    self._check_files(step)
     try:
       meta = dict(self._reader.restore(
           self._root / str(step), args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
@@ -145,14 +153,17 @@ class Checkpoints:
     leaves = [arrays[name] for name in want]
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves), meta
 
-  def restore_latest(self, shapes: dict, shardings: dict) -> tuple[dict, dict] | None:
-    """The latest checkpoint that is whole; None if there is none at all.
+  def restore_latest(self, shapes: dict, shardings: dict,
+                     fall_back: bool = False) -> tuple[dict, dict] | None:
+    """The latest checkpoint; None if there is none at all.
 
-    A damaged one is reported and moved to `WORKDIR/damaged_checkpoints`, and the one before it is
-    taken; training on from there comes to the same parameters.
+    Args:
+      shapes, shardings: as for `restore`.
+      fall_back: a damaged one is reported and moved to `WORKDIR/damaged_checkpoints`, and the one
+        before it is taken; training on from there comes to the same parameters.
 
     Raises:
-      DamagedError: all there are are damaged.
+      DamagedError: it is damaged, or with `fall_back` all there are are.
       CheckpointError: as `restore`.
     """
     while steps := self.steps():
@@ -162,6 +173,9 @@ class Checkpoints:
         if len(steps) == 1:
           raise DamagedError(f"{error}; there is no earlier checkpoint to fall back to. To begin "
                              "from scratch, use another --workdir") from error
+        if not fall_back:
+          raise DamagedError(f"{error}. With --fallback_checkpoint the same command goes on from "
+                             f"the one before, of step {steps[-2]}") from error
         logging.warning("DAMAGED CHECKPOINT: %s. Going back to step %d; the damaged one is moved "
                         "to %s", error, steps[-2], self._workdir / DAMAGED_FOLDER)
         self._set_aside(steps[-1])
@@ -211,23 +225,56 @@ class Checkpoints:
 
   def _read(self, step, items, target, meta):
     parts = dict(zip(("params", "rest"), _divide(target)))
+    read = failure = None
     try:
       read = self._reader.restore(self._root / str(step), args=ocp.args.Composite(**{
           item: ocp.args.StandardRestore(trees.nest(parts[item])) for item in items}))
-      arrays = {}
-      for item in items:
-        flat = trees.flatten(read[item])
-        arrays |= {f"params/{n}": x for n, x in flat.items()} if item == "params" else flat
-      sums = jax.device_get(_checksums(arrays))
     except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:
-      raise self._unreadable(step, error) from error
-    self._check_sums(step, sums, meta)
+      failure = error
+    if processes.gather(failure is not None).any():
+      raise self._unreadable(step, failure or "by another process, which says why") from failure
+    arrays = {}
+    for item in items:
+      flat = trees.flatten(read[item])
+      arrays |= {f"params/{n}": x for n, x in flat.items()} if item == "params" else flat
+    self._check_sums(step, jax.device_get(_checksums(arrays)), meta)
     return arrays
 
   def _unreadable(self, step, error):
-    return DamagedError(f"{self._root / str(step)}: its arrays cannot be read ({_short(error)})")
+    why = _short(error) if isinstance(error, Exception) else error
+    return DamagedError(f"{self._root / str(step)}: its arrays cannot be read ({why})")
+
+  def _check_files(self, step):
+    """Compares the files with the inventory; checkpoints older than that file have none."""
+    folder = self._root / str(step)
+    try:
+      sizes = json.loads((folder / INVENTORY).read_text())
+    except FileNotFoundError:
+      return
+    except ValueError as error:
+      raise DamagedError(f"{folder / INVENTORY}: is no JSON ({error})") from error
+    wrong = []
+    for name, size in sizes.items():
+      try:
+        found = (folder / name).stat().st_size
+        if found != size:
+          wrong.append(f"{name} has {found} bytes, {size} were written")
+      except (FileNotFoundError, NotADirectoryError):
+        wrong.append(f"{name} is missing")
+    if wrong:
+      raise DamagedError(f"{folder}: step {step} is damaged: " + "; ".join(wrong[:3])
+                         + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
+
+  def _take_inventory(self):
+    """Called in the background when all is written and the folder has not got its name yet."""
+    if jax.process_index():
+      return
+    (folder,) = self._root.glob(f"{self._saving}.*tmp*")
+    sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*"))
+             if p.is_file() and p.name != _STEP_METADATA}
+    (folder / INVENTORY).write_text(json.dumps(sizes, indent=1))
 
   def _check_sums(self, step, sums, meta):
     altered = [n for n in sums if int(sums[n]) != meta["arrays"][n]["sum"]]
@@ -238,7 +285,8 @@ class Checkpoints:
   def _open(self):
     return ocp.CheckpointManager(self._root, options=ocp.CheckpointManagerOptions(
         max_to_keep=2, keep_period=self._keep_every, cleanup_tmp_directories=True,
-        enable_async_checkpointing=True))
+        enable_async_checkpointing=True, async_options=ocp.options.AsyncOptions(
+            post_finalization_callback=self._take_inventory)))
 
   def _set_aside(self, step):
     self._manager.close()

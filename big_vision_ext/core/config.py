@@ -4,8 +4,10 @@ A config file has `get_config(arg=None) -> ConfigDict`. `load` runs it and appli
 `resolve` checks every key and gives the typed `Config` that the trainer uses.
 """
 
+import argparse
 import ast
 import dataclasses
+import difflib
 import importlib.util
 import pathlib
 from collections.abc import Sequence
@@ -23,8 +25,10 @@ from big_vision_ext.core.typed import (
     unknown_key,
 )
 
-__all__ = ["Config", "ConfigError", "Duration", "Evaluation", "Init", "Mesh", "Optim", "Schedule",
-           "base_config", "build", "differences", "load", "parse_arg", "resolve", "to_dict"]
+__all__ = ["Config", "ConfigError", "Debug", "Duration", "Evaluation", "Init", "Mesh", "Optim",
+           "Schedule", "base_config", "build", "differences", "load", "parse_arg", "resolve",
+           "split_overrides",
+           "to_dict"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +86,16 @@ class Mesh:
   """Devices on each mesh axis; -1: all that the other axes leave over.
 
   `data` replicates parameters, `fsdp` shards them with the batch, `tensor` shards the layers.
+
+  Attributes:
+    max_fsdp: given, `data` and `fsdp` may both be -1: fsdp takes the largest divisor of one slice's
+      devices up to this, data the rest. For models whose widths more devices would not divide.
   """
 
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+  max_fsdp: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +135,18 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Debug:
+  """Aids for finding mistakes.
+
+  Attributes:
+    checks: a NaN ends the run and names the operation it came from, whatever nan_policy says; so
+      does a transfer between host and device that nobody asked for. Steps are slower.
+  """
+
+  checks: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """An experiment.
 
@@ -143,8 +164,14 @@ class Config:
     ckpt: how often a checkpoint is written, beside the one at the end; the latest two are kept.
     keep_ckpt: checkpoints at multiples of this are kept for good.
     log: how often metrics are written.
-    nan_policy: a non-finite loss or gradient never changes the parameters; "stop" ends the run,
-      "skip" counts it in `skipped_updates` and goes on (100 in a row end the run all the same).
+    nan_policy: what to do about a non-finite loss or gradient, which never changes the parameters:
+      "stop", "skip" or "roll_back"; see `core.nonfinite`.
+    nan_limit: how often; None: 1 to stop, 100 in a row to skip, 3 roll-backs.
+    stall_seconds: a step that takes longer, with the wait for its batch, ends the process with the
+      stacks of all threads and code 75; evaluations and saves have ten times as long. None: never.
+    peer_seconds: of several processes, one that gives no sign of life for so long ends the others.
+    profile_steps: (first step, how many) to record into `WORKDIR/profile`, for xprof.
+    debug: aids for finding mistakes.
   """
 
   task: str
@@ -165,13 +192,19 @@ class Config:
   keep_ckpt: Duration | None = None
   log: Duration | None = Duration(50, "steps")
   evals: dict[str, Evaluation] = dataclasses.field(default_factory=dict)
-  nan_policy: Literal["skip", "stop"] = "stop"
+  nan_policy: Literal["skip", "stop", "roll_back"] = "stop"
+  nan_limit: int | None = None
+  stall_seconds: float | None = 900.0
+  peer_seconds: int = 60
+  profile_steps: tuple[int, int] | None = None
+  debug: Debug = Debug()
 
 
 # What may differ between two starts in one workdir: how often things are done, where they are
 # computed, how the input is read; nothing that the parameters depend on but the run's length.
 FREE_KEYS = ("total", "ckpt", "keep_ckpt", "log", "evals", "mesh", "sharding_rules",
-             "min_shard_size", "nan_policy")
+             "min_shard_size", "nan_policy", "nan_limit", "stall_seconds", "peer_seconds",
+             "profile_steps", "debug")
 FREE_INPUT_KEYS = ("threads", "workers", "prefetch", "cache_mb", "max_skip_share")
 
 
@@ -212,6 +245,31 @@ def load(path_with_args: str, overrides: Sequence[str] = ()) -> ml_collections.C
   return config
 
 
+def split_overrides(parser: argparse.ArgumentParser,
+                    argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """Reads a command line whose options `parser` knows, among `--config.KEY=VALUE` ones.
+
+  Returns:
+    The options, and the overrides as "key=value".
+
+  Raises:
+    ConfigError: an argument that is neither.
+  """
+  options, rest = parser.parse_known_args(argv)
+  overrides = []
+  while rest:
+    arg = rest.pop(0)
+    if not arg.startswith("--config."):
+      known = [a for action in parser._actions for a in action.option_strings]
+      near = difflib.get_close_matches(arg.split("=")[0], known, n=1)
+      raise ConfigError(f"unknown argument {arg!r}"
+                        + (f"; did you mean {near[0]}?" if near else ""))
+    if "=" not in arg and rest and not rest[0].startswith("--"):
+      arg = f"{arg}={rest.pop(0)}"
+    overrides.append(arg.removeprefix("--config."))
+  return options, overrides
+
+
 def resolve(config: Any) -> Config:
   """Checks every key and value of a config, except those that the task and evaluators own."""
   resolved = build(Config, config)
@@ -221,6 +279,13 @@ def resolve(config: Any) -> Config:
   if accum < 1 or resolved.batch_size % accum:
     raise ConfigError(f"config.optim.accum_steps={accum}: expected a divisor of "
                       f"config.batch_size={resolved.batch_size}")
+  for name, least in (("nan_limit", 1), ("stall_seconds", 0.1), ("peer_seconds", 10)):
+    value = getattr(resolved, name)
+    if value is not None and value < least:
+      raise ConfigError(f"config.{name}={value}: expected at least {least}")
+  if resolved.profile_steps and min(resolved.profile_steps) < 1:
+    raise ConfigError(f"config.profile_steps={resolved.profile_steps}: expected (first step, how "
+                      "many), both at least 1")
   if isinstance(resolved.init, str):
     resolved = dataclasses.replace(resolved, init=Init(resolved.init))
   return resolved

@@ -106,6 +106,23 @@ def make(task: Any, config: Config, tx: optax.GradientTransformation,
   return step
 
 
+def jitted(task: Any, config: Config, tx: optax.GradientTransformation,
+           schedule: Callable[[jax.Array], jax.Array], mesh: jax.sharding.Mesh, shardings: Any,
+           rows: NamedSharding) -> Any:
+  """`make`'s function jitted as every program of a run is: the state donated and in its place.
+
+  With config.debug.checks it is not donated: the check that finds a NaN runs the step once more.
+
+  Args:
+    task, config, tx, schedule, mesh: as of `make`.
+    shardings: of the state, from `plan_state`.
+    rows: of the batch.
+  """
+  return jax.jit(make(task, config, tx, schedule, mesh),
+                 donate_argnums=() if config.debug.checks else 0, in_shardings=(shardings, rows),
+                 out_shardings=(shardings, sharding.replicated(mesh)))
+
+
 def check_batch(spec: dict[str, jax.ShapeDtypeStruct], batch: dict[str, np.ndarray],
                 processes: int = 1) -> dict[str, np.ndarray]:
   """The entries of a host batch that the task wants.

@@ -71,7 +71,8 @@ def published(a, base: str, size: str, *, batch_size: int) -> ml_collections.Con
       b1=0.9, b2=0.95, eps=1e-8, weight_decay=5e-6 * 3e-4, clip_norm=None,
       wd_mults=((".*/(kernel|embedding|probe|pos_embedding)", 1.0),
                 ("img/pos_emb_residual_.*", 1.0)))
-  c.mesh = dict(data=1, fsdp=-1, tensor=1)
+  # 1152, the width, divides by 128 and not by 256: more would leave the parameters whole.
+  c.mesh = dict(data=-1, fsdp=-1, tensor=1, max_fsdp=128)
 
   c.log_steps = 20
   c.ckpt_steps = 500

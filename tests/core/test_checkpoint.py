@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(damage, mesh, save
   DAMAGES[damage](saved / "checkpoints" / "2")
   checkpoints = checkpoint.Checkpoints(saved)
   state = make_state(mesh)
-  back, meta = checkpoints.restore_latest(shapes(state), place(mesh))
+  back, meta = checkpoints.restore_latest(shapes(state), place(mesh), fall_back=True)
   assert meta["step"] == 1
   np.testing.assert_array_equal(back["params"]["a"]["kernel"], state["params"]["a"]["kernel"])
   assert "DAMAGED CHECKPOINT" in caplog.text and "Going back to step 1" in caplog.text
@@ -125,12 +125,45 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(damage, mesh, save
   checkpoints.close()
 
 
+def test_a_damaged_checkpoint_stays_where_it_is_unless_asked_for_the_one_before(mesh, saved):
+  flip_bits(saved / "checkpoints" / "2")
+  state = make_state(mesh)
+  with pytest.raises(checkpoint.DamagedError, match="checkpoints/2.*--fallback_checkpoint.*step 1"):
+    checkpoint.Checkpoints(saved).restore_latest(shapes(state), place(mesh))
+  assert (saved / "checkpoints" / "2").is_dir() and not (saved / "damaged_checkpoints").exists()
+
+
+def test_every_file_of_a_checkpoint_that_is_cut_short_or_missing_is_named(mesh, saved):
+  folder = saved / "checkpoints" / "2"
+  checkpoints = checkpoint.Checkpoints(saved, read_only=True)
+  # The others are the inventory itself and two that orbax adds when all else is done.
+  files = [p for p in folder.rglob("*") if p.is_file() and p.parent != folder]
+  assert len(files) > 10
+  for path in files:
+    data, name = path.read_bytes(), path.relative_to(folder)
+    path.write_bytes(data[:-1])
+    with pytest.raises(checkpoint.DamagedError, match="step 2 is damaged") as error:
+      checkpoints.params(2)
+    assert f"{name} has {len(data) - 1} bytes, {len(data)} were written" in str(error.value)
+    path.unlink()
+    with pytest.raises(checkpoint.DamagedError, match=f"{name} is missing"):
+      checkpoints.restore(2, shapes(make_state(mesh)), place(mesh))
+    path.write_bytes(data)
+  assert checkpoints.params(2)["t"] == 2
+
+
+def test_a_checkpoint_from_before_there_were_inventories_is_read(mesh, saved):
+  (saved / "checkpoints" / "2" / checkpoint.INVENTORY).unlink()
+  _, meta = checkpoint.Checkpoints(saved).restore_latest(shapes(make_state(mesh)), place(mesh))
+  assert meta["step"] == 2
+
+
 def test_with_only_damaged_checkpoints_a_run_does_not_start_over(mesh, saved):
   for step in ("1", "2"):
     truncate_files(saved / "checkpoints" / step)
   state = make_state(mesh)
   with pytest.raises(checkpoint.DamagedError, match="no earlier checkpoint"):
-    checkpoint.Checkpoints(saved).restore_latest(shapes(state), place(mesh))
+    checkpoint.Checkpoints(saved).restore_latest(shapes(state), place(mesh), fall_back=True)
 
 
 def test_another_format_version_is_an_error_that_says_so(mesh, tmp_path, monkeypatch):

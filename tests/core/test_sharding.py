@@ -25,6 +25,14 @@ def test_a_mesh_takes_what_is_left_over(sizes, shape):
   assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 
 
+@pytest.mark.parametrize("most,tensor,shape", [
+    (8, 1, (1, 8, 1)), (128, 1, (1, 8, 1)), (4, 1, (2, 4, 1)), (3, 1, (4, 2, 1)), (4, 2, (1, 4, 2)),
+    (2, 2, (2, 2, 2))])
+def test_fsdp_takes_no_more_than_it_may_and_data_the_rest(most, tensor, shape):
+  mesh = sharding.make_mesh(config.Mesh(-1, -1, tensor, max_fsdp=most))
+  assert tuple(mesh.shape.values()) == shape
+
+
 @pytest.mark.parametrize("sizes,message", [
     ((-1, 3, 1), "3 does not divide the 8 devices"),
     ((4, 1, 1), "needs 4 devices, there are 8"),
