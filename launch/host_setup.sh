@@ -108,5 +108,7 @@ if [ -z "${BVE_NO_TPU:-}" ]; then
   "$PY" -c 'import libtpu' 2>/dev/null ||
     fail "libtpu is not installed in $BVE_VENV; it belongs into requirements-tpu.txt"
 fi
-say "ready: $("$PY" -c 'import sys; from importlib.metadata import version
-print("Python", sys.version.split()[0] + ", jax", version("jax"))')"
+versions="$("$PY" -c 'import sys; from importlib.metadata import version
+print("Python", sys.version.split()[0] + ", jax", version("jax"))')" ||
+  fail "jax is not installed in $BVE_VENV; it belongs into requirements.txt"
+say "ready: $versions"
