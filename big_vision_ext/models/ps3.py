@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
 from big_vision_ext.core import boxes
-from big_vision_ext.models import policy, ps3_stages, resample, selection
+from big_vision_ext.models import policy, ps3_checks, ps3_stages, resample, selection
 
 
 class PS3Vision(ps3_stages.PS3Stages):
@@ -62,7 +62,7 @@ class PS3Vision(ps3_stages.PS3Stages):
     score = bottomup if prompt is None else topdown
     maps, forced = self._choice_maps(score, None, box, image_hw)
     if tiles is not None:
-      self._check_tiles(image, tiles)
+      ps3_checks.tiles(self, image, tiles)
       maps, forced = self._only_in_tiles(maps, forced, tiles)
     plan = self.plan(image_hw, num_looks=1)
     extra = {}

@@ -23,6 +23,7 @@ from big_vision_ext.models import (
   adapters,
   blocks,
   policy,
+  ps3_checks,
   resample,
   selection,
   selection_cells,
@@ -39,7 +40,6 @@ Tiles = tuple[Num[Array, "b n s s 3"], Int[Array, "b n"]]
 # Scores are cosines in [-1, 1], times this: probabilities lie between 0.0067 and 0.9933.
 _SCORE_SCALE = 5.0
 _SCORE_LIMIT = 10.0
-_RESIDUAL_INITS = ("zeros", "sincos2d")
 
 
 class PS3Stages(vit.ViT):
@@ -106,7 +106,7 @@ class PS3Stages(vit.ViT):
 
   def setup(self):
     super().setup()
-    self._check_fields()
+    ps3_checks.fields(self)
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     n, patch = len(self.scales) - 1, self.patch_size
     self.prior_prompt = self.param(
@@ -382,81 +382,6 @@ class PS3Stages(vit.ViT):
   def _shown_hw(self, image, tiles) -> Grid:
     """Height and width of the image that is shown, whole or by a view and tiles."""
     return self._image_hw(image) if tiles is None else (self.scales[-1],) * 2
-
-  def _check_tiles(self, image, tiles):
-    if self.look_policy or self.budget_rule != "split":
-      raise ValueError(
-        f"tiles hold what one look at the region takes of every scale by itself, not what "
-        f"look_policy={self.look_policy}, budget_rule={self.budget_rule!r} may choose: train those "
-        "on whole images (input.tiles=0)."
-      )
-    side = self.patch_size * self.scales[-1] // self.scales[0]
-    if tiles[0].shape[2:4] != (side, side):
-      raise ValueError(
-        f"tiles are {tiles[0].shape[2:4]} pixels, but a cell of the lowest grid is {side} x {side} "
-        f"pixels of scales[-1]={self.scales[-1]}: set input.tile_size={side}."
-      )
-    least = self.scales[-2]
-    if image.shape[1] != image.shape[2] or image.shape[1] < least:
-      raise ValueError(
-        f"the view beside the tiles is {image.shape[1]} x {image.shape[2]} pixels, expected a "
-        f"square of at least scales[-2]={least}: set input.view_size."
-      )
-    # The input may leave out up to a row of cells (input_pipeline.tiles), never more.
-    cells, budget = tiles[1].shape[1], self.budget()[-1]
-    tokens = (self.scales[-1] // self.scales[0]) ** 2
-    count = self.cells[0] ** 2
-    if (cells if cells == count else cells - self.cells[0] + 1) * tokens < budget:
-      raise ValueError(
-        f"{cells} tiles may hold fewer tokens than the {budget} that are selected at the largest "
-        f"scale: set input.tiles={min(count, -(-budget // tokens) + self.cells[0] - 1)} or more."
-      )
-
-  def _check_fields(self):
-    selection.check_scales(self.scales, self.patch_size)
-    if self.residual_init not in _RESIDUAL_INITS:
-      raise ValueError(
-        f"residual_init={self.residual_init!r} is unknown; it is one of {_RESIDUAL_INITS}."
-      )
-    if self.pool_type != "map":
-      raise ValueError(f"pool_type={self.pool_type!r}: PS3 pools by attention, set it to 'map'.")
-    if self.pool_width not in (0, self.width) and not self.adapter_hidden:
-      raise ValueError(
-        f"pool_width={self.pool_width} differs from width={self.width}: set adapter_hidden, the "
-        "width of the adapter between them."
-      )
-    side = self.scales[-1] // self.patch_size
-    if self.posemb_fit == "crop" and min(self.posemb_grid) < side:
-      raise ValueError(
-        f"posemb_fit='crop' takes positions out of posemb_grid={self.posemb_grid}, which must hold "
-        f"the {side} x {side} patches of scales[-1]={self.scales[-1]}."
-      )
-    if self.selection_maps not in ("first", "each"):
-      raise ValueError(
-        f"selection_maps={self.selection_maps!r} is unknown; it is 'first' or 'each'."
-      )
-    if self.budget_rule not in ("split", "cells"):
-      raise ValueError(f"budget_rule={self.budget_rule!r} is unknown; it is 'split' or 'cells'.")
-    if self.budget_rule == "cells" and self.max_select_num_each_scale is not None:
-      raise ValueError(
-        f"max_select_num_each_scale={self.max_select_num_each_scale} splits the budget over "
-        "scales, but budget_rule='cells' buys cells at all of them; leave it None or take 'split'."
-      )
-    if self.look_policy and sum(self.budget()) < 2:
-      raise ValueError(
-        f"look_policy spends the tokens of a look on two in training, of which max_select_num="
-        f"{self.max_select_num} is too small for: give it at least 2."
-      )
-    if not all(-self.depth <= i < self.depth for i in self.select_layers):
-      raise ValueError(
-        f"select_layers={self.select_layers} must name blocks of depth={self.depth}, 0 to "
-        f"{self.depth - 1}."
-      )
-    if self.highres_branch and self.selection_size < self.selection_kernel:
-      raise ValueError(
-        f"selection_size={self.selection_size} must be at least selection_kernel="
-        f"{self.selection_kernel}."
-      )
 
 
 def _resize(image, side, antialias):
