@@ -8,7 +8,6 @@ folder gets its final name only when it is complete, so a number is a whole chec
 
 import errno
 import importlib.metadata
-import json
 import logging
 import math
 import os
@@ -22,15 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from big_vision_ext.core import processes, trees
+from big_vision_ext.core import checksums, inventory, processes, trees
 from big_vision_ext.core.config import Config, resolve
 
 FORMAT, VERSION = "bve-checkpoint", 1
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged_checkpoints"
-INVENTORY = "files.json"
-# Orbax writes this once more when it gives the folder its name; nothing here depends on it.
-_STEP_METADATA = "_CHECKPOINT_METADATA"
 # How much is read at once where parameters are read one after another.
 _READ_BYTES = 1 << 28
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
@@ -76,7 +72,7 @@ class Checkpoints:
       CheckpointError: this or the earlier save failed, e.g. no space is left.
     """
     arrays = trees.flatten(state)
-    sums = jax.device_get(_checksums(arrays))
+    sums = jax.device_get(checksums.of_devices(arrays))
     manifest = {name: {"shape": list(x.shape), "dtype": str(x.dtype), "sum": int(sums[name])}
                 for name, x in arrays.items()}
     meta = {"format": FORMAT, "version": VERSION, "step": step, "versions": versions(),
@@ -220,7 +216,7 @@ class Checkpoints:
       raise
     except Exception as error:
       raise self._unreadable(step, error) from error
-    self._check_sums(step, {n: _host_checksum(x) for n, x in arrays.items()}, meta)
+    self._check_sums(step, {n: checksums.of_host(x) for n, x in arrays.items()}, meta)
     return arrays
 
   def _read(self, step, items, target, meta):
@@ -239,7 +235,7 @@ class Checkpoints:
     for item in items:
       flat = trees.flatten(read[item])
       arrays |= {f"params/{n}": x for n, x in flat.items()} if item == "params" else flat
-    self._check_sums(step, jax.device_get(_checksums(arrays)), meta)
+    self._check_sums(step, jax.device_get(checksums.of_devices(arrays)), meta)
     return arrays
 
   def _unreadable(self, step, error):
@@ -247,34 +243,16 @@ class Checkpoints:
     return DamagedError(f"{self._root / str(step)}: its arrays cannot be read ({why})")
 
   def _check_files(self, step):
-    """Compares the files with the inventory; checkpoints older than that file have none."""
-    folder = self._root / str(step)
-    try:
-      sizes = json.loads((folder / INVENTORY).read_text())
-    except FileNotFoundError:
-      return
-    except ValueError as error:
-      raise DamagedError(f"{folder / INVENTORY}: is no JSON ({error})") from error
-    wrong = []
-    for name, size in sizes.items():
-      try:
-        found = (folder / name).stat().st_size
-        if found != size:
-          wrong.append(f"{name} has {found} bytes, {size} were written")
-      except (FileNotFoundError, NotADirectoryError):
-        wrong.append(f"{name} is missing")
-    if wrong:
-      raise DamagedError(f"{folder}: step {step} is damaged: " + "; ".join(wrong[:3])
+    if wrong := inventory.differences(self._root / str(step)):
+      raise DamagedError(f"{self._root / str(step)}: step {step} is damaged: "
+                         + "; ".join(wrong[:3])
                          + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
 
   def _take_inventory(self):
     """Called in the background when all is written and the folder has not got its name yet."""
-    if jax.process_index():
-      return
-    (folder,) = self._root.glob(f"{self._saving}.*tmp*")
-    sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*"))
-             if p.is_file() and p.name != _STEP_METADATA}
-    (folder / INVENTORY).write_text(json.dumps(sizes, indent=1))
+    if not jax.process_index():
+      (folder,) = self._root.glob(f"{self._saving}.*tmp*")
+      inventory.take(folder)
 
   def _check_sums(self, step, sums, meta):
     altered = [n for n in sums if int(sums[n]) != meta["arrays"][n]["sum"]]
@@ -391,24 +369,6 @@ def versions() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
       continue
   return found
-
-
-@jax.jit
-def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  """The sum of each array's bits as unsigned integers, modulo 2^32: the same on every mesh."""
-  def one(x):
-    if x.dtype == jnp.bool_:
-      x = x.astype(jnp.uint8)
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-    return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
-  return {name: one(x) for name, x in arrays.items()}
-
-
-def _host_checksum(x: np.ndarray, chunk: int = 1 << 24) -> int:
-  """What `_checksums` gives, of an array on the host."""
-  bits = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
-  parts = (np.sum(bits[i:i + chunk], dtype=np.uint64) for i in range(0, bits.size, chunk))
-  return sum(map(int, parts)) % 2**32
 
 
 def _divide(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

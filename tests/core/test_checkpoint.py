@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from big_vision_ext.core import checkpoint, config, sharding, trees
+from big_vision_ext.core import checkpoint, config, inventory, sharding, trees
 from tests.core.small_state import make_state, place
 
 MESHES = (config.Mesh(), config.Mesh(1, 8), config.Mesh(2, 2, 2))
@@ -153,7 +153,7 @@ def test_every_file_of_a_checkpoint_that_is_cut_short_or_missing_is_named(mesh, 
 
 
 def test_a_checkpoint_from_before_there_were_inventories_is_read(mesh, saved):
-  (saved / "checkpoints" / "2" / checkpoint.INVENTORY).unlink()
+  (saved / "checkpoints" / "2" / inventory.NAME).unlink()
   _, meta = checkpoint.Checkpoints(saved).restore_latest(shapes(make_state(mesh)), place(mesh))
   assert meta["step"] == 2
 
