@@ -74,7 +74,9 @@ def train(model, pixels, given, gt):
   for probs in (y.topdown_selection_probs, y.bottomup_selection_probs):
     for prob in probs:
       area = F.interpolate(gt[:, None], size=prob.shape[1:], mode="area")[:, 0]
-      loss = loss + F.binary_cross_entropy(prob, (area > 0).to(prob.dtype)) / len(probs)
+      # In float32 whatever the model's type, as ours.
+      where = F.binary_cross_entropy(prob.float(), (area > 0).float())
+      loss = loss + where / len(probs)
   loss.backward()
   return {"pooled": y.pooled_output.detach(), "loss": loss.detach()}
 
