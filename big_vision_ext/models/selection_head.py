@@ -3,8 +3,8 @@
 Names and shapes follow ps3-torch, dead parts included: its head emits features for every
 high-resolution scale but the published model uses those of the first scale only. The others are
 kept as parameters, so that weights convert both ways, and are computed only for models with a score
-map for each scale. Fresh
-parameters are drawn as PyTorch draws them, since published hyper-parameters assume it.
+map for each scale. Fresh parameters are drawn as PyTorch draws them, since published
+hyper-parameters assume it.
 """
 
 from typing import Any
