@@ -110,7 +110,7 @@ def test_the_same_region_is_taken_at_every_scale_up_to_one_cell(seed):
 
 
 def test_a_region_larger_than_the_budget_loses_its_rim():
-  # 3 x 3 cells, of which the middle row and column are hit whole and the others at their rims.
+  # All 4 x 4 cells are hit, the middle ones whole and those around them in part.
   box = np.float32([[10, 10, 53, 53]])
   forced = jax.jit(MODEL.forced_maps, static_argnums=1)(box, (64, 64))
   score = np.random.default_rng(0).random((1, 4, 4)).astype(np.float32)
