@@ -23,6 +23,7 @@ from big_vision_ext import evaluators, tasks, weights
 from big_vision_ext.core import (
     checkpoint,
     exit_codes,
+    hardware,
     inspection,
     nonfinite,
     processes,
@@ -122,8 +123,8 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
       jax.block_until_ready(state)
     if config.init:
       with console.doing(f"Loading weights from {config.init.path}"):
-        state["params"], source = weights.init_params(config.init, state["params"],
-                                                      shardings["params"])
+        params, source = weights.init_params(config.init, state["params"], shardings["params"])
+        state = step_lib.with_params(state, params)
       origin = {"init": [source]}
   start = int(state["step"])
   if start >= total:
@@ -155,7 +156,7 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
   def evaluate(step, names):
     for name in names:
       with console.doing(f"Evaluating {name}"):
-        values = evals[name].run(state["params"])
+        values = evals[name].run(step_lib.evaluated(state))
       if writer:
         writer.write_scalars(step, {f"{name}/{k}": v for k, v in values.items()})
 
@@ -272,15 +273,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   def command() -> int:
     options, overrides = parse_args(argv)
-    config = config_lib.resolve(config_lib.load(options.config, overrides))
     if several:
-      sharding.join_processes(config.peer_seconds)
+      # Without the settings by hardware: which one it is, is known once the processes have met.
+      plain = config_lib.resolve(config_lib.load(options.config, overrides))
+      sharding.join_processes(plain.peer_seconds)
+    kind = jax.devices()[0].device_kind
+    config = config_lib.resolve(config_lib.load(options.config, overrides, device_kind=kind))
     console_lib.set_up_logging(options.debug)
     first = jax.process_index() == 0
     console = console_lib.Console(quiet=not first)
     workdir = Workdir(options.workdir, config, writes=first,
                       accept_changes=options.resume_with_changes)
     with contextlib.closing(workdir):
+      if own := config.hardware.get(hardware.name(kind)):
+        console.say(f"On {hardware.name(kind)} these settings are used: {own}")
       if workdir.changes:
         console.say("The config has changed in\n  " + "\n  ".join(workdir.changes))
       roll_back = None
