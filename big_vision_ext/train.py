@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import jax
 
 from big_vision_ext import evaluators, tasks, weights
-from big_vision_ext.core import checkpoint, schedules, sharding, trees
+from big_vision_ext.core import checkpoint, hardware, schedules, sharding, trees
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import console as console_lib
 from big_vision_ext.core import metrics as metrics_lib
@@ -112,8 +112,8 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
       jax.block_until_ready(state)
     if config.init:
       with console.doing(f"Loading weights from {config.init.path}"):
-        state["params"], source = weights.init_params(config.init, state["params"],
-                                                      shardings["params"])
+        params, source = weights.init_params(config.init, state["params"], shardings["params"])
+        state = step_lib.with_params(state, params)
       origin = {"init": [source]}
   start = int(state["step"])
   if start >= total:
@@ -147,7 +147,7 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
   def evaluate(step, names):
     for name in names:
       with console.doing(f"Evaluating {name}"):
-        values = evals[name].run(state["params"])
+        values = evals[name].run(step_lib.evaluated(state))
       if writer:
         writer.write_scalars(step, {f"{name}/{k}": v for k, v in values.items()})
 
@@ -262,9 +262,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   def command() -> int:
     options, overrides = parse_args(argv)
-    config = config_lib.resolve(config_lib.load(options.config, overrides))
     if options.distributed:
       sharding.join_processes()
+    kind = jax.devices()[0].device_kind
+    config = config_lib.resolve(config_lib.load(options.config, overrides, device_kind=kind))
     console_lib.set_up_logging(options.debug)
     first = jax.process_index() == 0
     console = console_lib.Console(quiet=not first)
@@ -272,6 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       workdir = Workdir(options.workdir, config, writes=first,
                         accept_changes=options.resume_with_changes)
       stack.callback(workdir.close)
+      if own := config.hardware.get(hardware.name(kind)):
+        console.say(f"On {hardware.name(kind)} these settings are used: {own}")
       if workdir.changes:
         console.say("The config has changed in\n  " + "\n  ".join(workdir.changes))
       return train(config, workdir, console, stack)

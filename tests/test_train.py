@@ -82,6 +82,25 @@ def test_a_longer_total_goes_on_and_on_any_mesh_comes_to_the_same(data, tmp_path
     np.testing.assert_allclose(value, want[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def test_settings_of_this_hardware_are_used_and_the_average_is_evaluated_kept_and_read(
+    data, tmp_path, capsys):
+  own = ["--config.hardware.cpu.ema=0.9", "--config.hardware.cpu.batch_size=16",
+         "--config.hardware.v5e.batch_size=1"]
+  assert start(data, tmp_path, *own, steps=3) == 0
+  assert "On cpu these settings are used: {'ema': 0.9, 'batch_size': 16}" in capsys.readouterr().out
+  config, _, _ = checkpoint.load_workdir(tmp_path)
+  assert (config.batch_size, config.ema) == (16, 0.9)
+  trained, average = last_params(tmp_path), last_params(f"{tmp_path}:ema")
+  assert trained.keys() == average.keys()
+  assert all(not np.array_equal(trained[n], average[n]) for n in trained)
+  # Goes on from where both were, and starts others from either.
+  assert start(data, tmp_path, *own, steps=4) == 0
+  assert start(data, tmp_path / "other", f"--config.init={tmp_path}:ema", "--config.lr=0.0",
+               "--config.optim.weight_decay=0.0", steps=1) == 0
+  for name, value in last_params(f"{tmp_path}:ema").items():
+    np.testing.assert_allclose(last_params(tmp_path / "other")[name], value, atol=1e-6)
+
+
 BAD = {
     "config.optim.wegiht_decay: there is no such setting; did you mean 'weight_decay'":
         ["--config.optim.wegiht_decay=1"],

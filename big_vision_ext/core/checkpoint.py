@@ -28,6 +28,9 @@ FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged_checkpoints"
 # How much is read at once where parameters are read one after another.
 _READ_BYTES = 1 << 28
+# What the arrays of a checkpoint are divided into: parameters, and what only training needs.
+_ITEMS = ("params", "rest")
+AVERAGE = ":ema"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 
 
@@ -43,7 +46,7 @@ class Checkpoints:
   """The checkpoints of one workdir. Saving happens in the background."""
 
   def __init__(self, workdir: str | os.PathLike, keep_every: int | None = None,
-               read_only: bool = False):
+               read_only: bool = False, average: bool = False):
     """Opens the folder, and clears away what an interrupted save left behind.
 
     Args:
@@ -51,10 +54,12 @@ class Checkpoints:
       keep_every: checkpoints at multiples of so many steps are kept for good, of the others the
         latest two.
       read_only: change nothing.
+      average: `params` gives the moving average (config.ema) of what was trained.
     """
     self._workdir = pathlib.Path(workdir).absolute()
     self._root = self._workdir / FOLDER
     self._keep_every = keep_every
+    self._average = average
     self._manager = None if read_only else self._open()
     self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
@@ -172,11 +177,18 @@ class Checkpoints:
 
     Raises:
       DamagedError: files are missing or altered.
+      CheckpointError: a moving average is asked for and there is none.
     """
     meta = self.meta(step)
-    names = [n for n in meta["arrays"] if n.startswith("params/")]
+    names = {n.removeprefix("params/"): n for n in meta["arrays"] if n.startswith("params/")}
+    if self._average:
+      averages = {n.removeprefix("ema/"): n for n in meta["arrays"] if n.startswith("ema/")}
+      if not averages:
+        raise CheckpointError(f"{self._root / str(step)}: holds no moving average of parameters "
+                              f"({AVERAGE}); runs with config.ema do")
+      names |= averages
     groups, room = [[]], _READ_BYTES
-    for name in names:
+    for name in names.values():
       array = meta["arrays"][name]
       size = math.prod(array["shape"]) * jnp.dtype(array["dtype"]).itemsize
       if groups[-1] and size > room:
@@ -186,22 +198,24 @@ class Checkpoints:
       room -= size
     out = {}
     for group in groups:
-      out |= self._read_on_host(step, group, names, meta)
-    return {n.removeprefix("params/"): x for n, x in out.items()}
+      for item, part in zip(_ITEMS, _divide(dict.fromkeys(group))):
+        out |= self._read_on_host(step, item, part, meta) if part else {}
+    return {name: out[stored] for name, stored in names.items()}
 
-  def _read_on_host(self, step, group, names, meta):
-    """The parameters of `group`, of all there are: reading them at once takes thrice the memory."""
-    target = {n.removeprefix("params/"): np.empty(meta["arrays"][n]["shape"],
-                                                  jnp.dtype(meta["arrays"][n]["dtype"]))
-              if n in group else ocp.PLACEHOLDER for n in names}
+  def _read_on_host(self, step, item, group, meta):
+    """Some arrays of an item, of all there are: reading them at once takes thrice the memory."""
+    stored = _divide(meta["arrays"])[_ITEMS.index(item)]
+    target = {n: np.empty(a["shape"], jnp.dtype(a["dtype"])) if n in group else ocp.PLACEHOLDER
+              for n, a in stored.items()}
     tree = trees.nest(target)
     try:
       with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        read = reader.restore(self._root / str(step) / "params", args=ocp.args.PyTreeRestore(
+        read = reader.restore(self._root / str(step) / item, args=ocp.args.PyTreeRestore(
             item=tree, restore_args=jax.tree.map(
                 lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)))
       flat = trees.flatten(read)
-      arrays = {n: np.asarray(flat[n.removeprefix("params/")]) for n in group}
+      prefix = "params/" if item == "params" else ""
+      arrays = {prefix + n: np.asarray(flat[n]) for n in group}
     except (PermissionError, MemoryError):
       raise
     except Exception as error:
@@ -210,7 +224,7 @@ class Checkpoints:
     return arrays
 
   def _read(self, step, items, target, meta):
-    parts = dict(zip(("params", "rest"), _divide(target)))
+    parts = dict(zip(_ITEMS, _divide(target)))
     try:
       read = self._reader.restore(self._root / str(step), args=ocp.args.Composite(**{
           item: ocp.args.StandardRestore(trees.nest(parts[item])) for item in items}))
@@ -269,21 +283,30 @@ class Checkpoints:
     return ", ".join(map(str, self.steps())) or "none"
 
 
-def find(path: str | os.PathLike) -> tuple[Checkpoints, int]:
+def split_average(path: str | os.PathLike) -> tuple[pathlib.Path, bool]:
+  """A path without the ":ema" that asks for a run's moving average, and whether it had one."""
+  text = os.fspath(path)
+  return pathlib.Path(text.removesuffix(AVERAGE)).absolute(), text.endswith(AVERAGE)
+
+
+def find(path: str | os.PathLike, step: int | None = None) -> tuple[Checkpoints, int]:
   """The checkpoint that a path means: a workdir's latest, or the one whose folder it is.
+
+  Args:
+    path: of a workdir, or of one checkpoint's folder, which `:ema` may follow.
+    step: which of a workdir's; default the latest.
 
   Raises:
     CheckpointError: there is none.
   """
-  path = pathlib.Path(path).absolute()
-  step = None
-  if path.name.isdigit() and path.parent.name == FOLDER:
+  path, average = split_average(path)
+  if step is None and path.name.isdigit() and path.parent.name == FOLDER:
     step, path = int(path.name), path.parent.parent
   elif path.name == FOLDER:
     path = path.parent
   if not path.is_dir():
     raise CheckpointError(f"{path}: there is no such directory")
-  checkpoints = Checkpoints(path, read_only=True)
+  checkpoints = Checkpoints(path, read_only=True, average=average)
   steps = checkpoints.steps()
   if not steps:
     raise CheckpointError(f"{path}: has no checkpoint (expected {FOLDER}/STEP in it)")
@@ -297,7 +320,8 @@ def load_workdir(workdir: str | os.PathLike, step: int | None = None) -> tuple[C
   """What evaluation and export need of a run.
 
   Args:
-    workdir: a run's directory, or one checkpoint's folder.
+    workdir: a run's directory, or one checkpoint's folder; followed by `:ema` for the moving
+      average.
     step: which checkpoint; default the latest.
 
   Returns:
@@ -306,8 +330,7 @@ def load_workdir(workdir: str | os.PathLike, step: int | None = None) -> tuple[C
   Raises:
     CheckpointError: there is no such checkpoint, or it cannot be read.
   """
-  path = pathlib.Path(workdir)
-  checkpoints, step = find(path if step is None else path / FOLDER / str(step))
+  checkpoints, step = find(workdir, step)
   params = trees.nest(checkpoints.params(step))
   return resolve(checkpoints.meta(step)["config"]), params, step
 

@@ -161,6 +161,27 @@ def test_a_full_disk_is_a_clear_error_and_leaves_the_earlier_checkpoint(mesh, sa
   checkpoints.close()
 
 
+def test_the_moving_average_is_read_in_place_of_what_was_trained(mesh, tmp_path):
+  state, checkpoints = make_state(mesh), checkpoint.Checkpoints(tmp_path)
+  average = jax.tree.map(lambda x: 2 * x, {"a": state["params"]["a"], "t": None})
+  config = {"task": "siglip", "total_steps": 5, "batch_size": 8}
+  checkpoints.save(1, state, {"config": config})
+  checkpoints.save(2, state | {"ema": average}, {"config": config})
+  checkpoints.wait()
+  checkpoints.close()
+  params, (_, got, step) = state["params"], checkpoint.load_workdir(f"{tmp_path}:ema")
+  assert step == 2
+  np.testing.assert_array_equal(got["a"]["kernel"], 2 * params["a"]["kernel"])
+  np.testing.assert_array_equal(got["a"]["bias"], 2 * params["a"]["bias"])
+  np.testing.assert_array_equal(got["t"], params["t"])  # not trained, hence not averaged
+  trained = checkpoint.load_workdir(tmp_path)[1]
+  np.testing.assert_array_equal(trained["a"]["kernel"], params["a"]["kernel"])
+  at_two, step = checkpoint.find(f"{tmp_path / 'checkpoints' / '2'}:ema")
+  np.testing.assert_array_equal(at_two.params(step)["a/kernel"], got["a"]["kernel"])
+  with pytest.raises(checkpoint.CheckpointError, match="1: holds no moving average.*config.ema"):
+    checkpoint.load_workdir(f"{tmp_path}:ema", step=1)
+
+
 def test_load_workdir_gives_config_parameters_and_step(mesh, tmp_path):
   written = {"task": "siglip", "total_steps": 5, "batch_size": 8, "optim": {"b2": 0.95}}
   checkpoints = checkpoint.Checkpoints(tmp_path)
