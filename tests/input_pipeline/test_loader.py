@@ -202,8 +202,8 @@ def test_unusable_records_are_replaced_alike_everywhere_and_counted(make_dataset
 
 def test_skips_are_counted_by_data_set_and_any_rows_can_be_asked_for(make_dataset, make_sample):
   good, bad = _with_bad(make_sample)
-  members = {"clean": {"path": make_dataset({"train": good})},
-             "mixed": {"path": make_dataset({"train": good + bad}), "weight": 2}}
+  members = {"clean": {"path": make_dataset({"train": good}, "clean")},
+             "mixed": {"path": make_dataset({"train": good + bad}, "mixed"), "weight": 2}}
   config = _config(members, max_skip_share=0.9)
   assert loader.source_names(config) == ["clean", "mixed"]
   whole = loader.train_stream(config, batch_size=8, seed=0)
