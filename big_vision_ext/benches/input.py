@@ -217,7 +217,7 @@ def _cpu() -> float:
 
 def run_case(case: Case, data: dict[str, str], split: str, repeats: int,
              threads: int) -> list[dict[str, Any]]:
-  """Measures all pipelines of a case on data sets by layout."""
+  """Measures all pipelines of a case on data sets by layout; without threads, not the loader."""
   plain = next(iter(data.values()))
   rows_of = lambda path, **settings: _rows(case, path, split, **settings)
   base = rows_of(plain)
@@ -238,10 +238,10 @@ def run_case(case: Case, data: dict[str, str], split: str, repeats: int,
     row = {"case": case.title, "pipeline": name, "ms": parts,
            "images_per_second_core": 1e3 / parts["total"], "pixels": difference(batch, reference)}
     row["speedup"] = out[0]["ms"]["total"] / parts["total"] if out else 1.0
-    if fill is ours:
+    if threads and fill is ours:
       config = dataclasses.replace(rows.config, threads=threads, prefetch=threads)
       row["loader"] = end_to_end(config, min(rows.count, 4), max(2, 2 * rows.count // 4))
-    elif not out:
+    elif threads and not out:
       row["loader"] = pil_end_to_end(rows, threads)
     out.append(row)
   return out
@@ -282,7 +282,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--split", default="train", help="its split; default: train")
   add("--images", type=int, help="images per case; default: 48 small or 4 large ones")
   add("--repeats", type=int, default=3, help="timed runs, of which the fastest is reported")
-  add("--threads", type=int, default=os.cpu_count(), help="of the loader; default: all cores")
+  add("--threads", type=int, default=os.cpu_count(),
+      help="of the loader; default: all cores; 0 leaves the loader out")
   add("--json", help="file to write the numbers to")
 
 
@@ -295,9 +296,9 @@ def run(options: argparse.Namespace) -> int:
   names = options.cases.split(",")
   if unknown := sorted(set(names) - set(CASES)):
     raise ValueError(f"--cases: {unknown[0]!r} is not among {', '.join(CASES)}")
-  for name in ("images", "repeats", "threads"):
-    if (getattr(options, name) or 1) < 1:
-      raise ValueError(f"--{name} must be at least 1")
+  for name, least in (("images", 1), ("repeats", 1), ("threads", 0)):
+    if (value := getattr(options, name)) is not None and value < least:
+      raise ValueError(f"--{name} {value} must be at least {least}")
   # A core is one core: OpenCV would take all of them for one image.
   cv2.setNumThreads(1)
   results = []
