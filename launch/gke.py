@@ -22,8 +22,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
+from big_vision_ext.core import exit_codes
 from launch import jobset, manifest, snapshot, tools, tpu_types, train_command
-from launch.exit_codes import RESTART
 
 POLL_SECONDS = 15
 # Where snapshots go in the workdir's bucket.
@@ -169,7 +169,7 @@ def follow(tool: tools.Tools, cluster: "Cluster") -> int:
           return 0
         raise tools.ToolError(
             "the run failed: " + (cluster.ends() or "no pod is left to ask")
-            + f" (launch/exit_codes.py says what exit codes mean)\n  {cluster.delete_command()}")
+            + f" (big_vision_ext/core/exit_codes.py says what they mean)\n  {cluster.delete_command()}")
       last = cluster.log(last, tool.say)
       problem = cluster.pending()
       if problem and problem != pending:
@@ -285,7 +285,7 @@ def print_xpk(tool: tools.Tools, options: argparse.Namespace, spec: jobset.Spec)
   tool.run(["xpk", "workload", "create", *where, f"--workload={spec.name}",
             f"--tpu-type={spec.type.accelerator_type}", f"--num-slices={spec.slices}",
             f"--base-docker-image={spec.image}", "--script-dir=.",
-            f"--max-restarts={spec.max_restarts}", f"--restart-on-exit-codes={RESTART}",
+            f"--max-restarts={spec.max_restarts}", f"--restart-on-exit-codes={exit_codes.RESTART}",
             f"--termination-grace-period-seconds={jobset.GRACE}",
             *[f"--env={name}={value}" for name, value in spec.command.env.items()],
             f"--command={script}"])

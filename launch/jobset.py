@@ -12,8 +12,8 @@ import json
 import shlex
 from typing import Any
 
+from big_vision_ext.core import exit_codes
 from launch import tpu_types
-from launch.exit_codes import RESUME
 from launch.train_command import Mount, TrainCommand
 
 CONTAINER = "train"
@@ -110,7 +110,7 @@ def _job(spec):
           # A node that is taken away comes first: its pods may end with any code.
           {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget"}]},
           {"action": "FailJob", "onExitCodes": {
-              "containerName": CONTAINER, "operator": "NotIn", "values": sorted(RESUME)}}]},
+              "containerName": CONTAINER, "operator": "NotIn", "values": sorted(exit_codes.AGAIN)}}]},
       "template": {
           # The driver that mounts buckets works as a container beside ours, which this asks for.
           "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}},

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from big_vision_ext.core import exit_codes
 from launch import gcloud as gcloud_lib
 from launch import tools as tools_lib
 from launch import tpu_hosts
-from launch.exit_codes import Outcome, judge
+from launch.outcome import Outcome, judge
 from launch.gcloud import Kind
 
 POLL_SECONDS = 30
@@ -15,6 +16,8 @@ NODE_PATIENCE = 600
 PEER_PATIENCE = 600
 # A run that lasted this long was no failed start: the pauses between attempts begin anew.
 LONG_RUN = 600
+# So many short runs on end, on a machine that stays, are no accident.
+MAX_SHORT = 20
 
 
 class RunError(tools_lib.ToolError):
@@ -50,7 +53,7 @@ class Run:
     Raises:
       ToolError: it cannot go on; the message says why.
     """
-    pause = 0
+    pause = short_runs = 0
     while True:
       if pause:
         self._tools.say(f"Waiting {pause} s before the next attempt")
@@ -75,9 +78,9 @@ class Run:
       ended = ", ".join("lost" if c is None else str(c) for c in sorted(set(codes), key=str))
       if outcome is Outcome.ERROR:
         self.failures += 1
-        if 2 in codes or self.failures > self._max_failures:
-          raise RunError(f"the run failed: exit codes {ended} (launch/exit_codes.py says what they "
-                         "mean); its last lines are above")
+        if exit_codes.ERROR in codes or self.failures > self._max_failures:
+          raise RunError(f"the run failed: exit codes {ended} (big_vision_ext/core/"
+                         "exit_codes.py says what they mean); its last lines are above")
       else:
         self.resumes += 1
         if self.resumes > self._max_resumes:
@@ -85,6 +88,10 @@ class Run:
       self._tools.say(f"Starting again (exit codes {ended}): resumed {self.resumes} time(s), "
                       f"crashed {self.failures}; {self._job.command.workdir} has what was saved")
       short = self._tools.now() - began < LONG_RUN
+      short_runs = short_runs + 1 if short and None not in codes else 0
+      if short_runs >= MAX_SHORT:
+        raise RunError(f"{short_runs} attempts on end took less than {LONG_RUN // 60} minutes each, "
+                       f"on a machine that is up (exit codes {ended}); its last lines are above")
       pause = min(900, pause * 2 or 30) if short else 0
 
   def acquire(self) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 from launch import gcloud as gcloud_lib
 from launch import snapshot, tools, tpu_hosts, tpu_run, tpu_types, train_command
-from launch.exit_codes import Outcome
+from launch.outcome import Outcome
 
 
 def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -35,9 +35,10 @@ sys.exit(int(codes[rank]))
 def slurm(tmp_path, monkeypatch):
   """A repository with slurm.sh, and the programs it calls."""
   root = tmp_path / "code"
-  (root / "launch").mkdir(parents=True)
-  for name in ("slurm.sh", "snapshot.py", "exit_codes.py", "__init__.py"):
-    shutil.copy(ROOT / "launch" / name, root / "launch")
+  for name in ("launch/slurm.sh", "launch/snapshot.py", "launch/outcome.py", "launch/__init__.py",
+               "big_vision_ext/__init__.py", "big_vision_ext/core/exit_codes.py"):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / name, root / name)
   (root / "toy.py").write_text(TOY)
   commit(root)
   programs = tmp_path / "bin"

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from launch import tpu_hosts, tpu_vm
+from launch import tpu_hosts, tpu_run, tpu_vm
 
 QUOTA = ("ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit "
          "'TPUV5sPreemptibleLitepodPerProjectPerZoneForTPUAPI' has been exceeded. Limit: 0 in zone "
@@ -114,6 +114,12 @@ def test_crashes_are_tried_again_if_asked_and_errors_never(launch):
   code, text = launch("--max-failures=5", toy=["--codes=2"], size="v5e-8", name="other",
                       workdir=launch.workdir.with_name("second"))
   assert code == 2
+
+
+def test_a_run_that_always_ends_soon_is_given_up(launch, monkeypatch):
+  monkeypatch.setattr(tpu_run, "MAX_SHORT", 2)
+  code, text = launch(toy=["--codes=137,137,137"], size="v5e-8")
+  assert code == 2 and "2 attempts on end took less than 10 minutes each" in text
 
 
 def test_a_quota_error_is_explained_and_not_tried_again(launch, cloud):
