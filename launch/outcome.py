@@ -2,9 +2,9 @@
 
   python -m launch.outcome 0 143 none     prints the outcome of a run whose processes ended so
 
-Launchers start a run again after the codes that `big_vision_ext/core/exit_codes.py` says are mended by
-it, and after machines that vanished. After 2, and after Ctrl-C, they never do; after a crash (1, and
-signals such as 139) only if told to.
+Launchers start a run again after the codes that `big_vision_ext/core/exit_codes.py` says are
+mended by it, and after machines that vanished. After 2, and after Ctrl-C, they never do; after a
+crash (1, and signals such as 139) only if told to.
 """
 
 import enum

@@ -1,4 +1,4 @@
-"""JobSets: what is asked for, what becomes of each way that a pod ends, and how runs are followed."""
+"""JobSets: what is asked for, what becomes of each way that a pod ends, how runs are followed."""
 
 import json
 import re
