@@ -34,14 +34,15 @@ _MEANINGS = (
     (Kind.QUOTA, r"quota (limit )?'?[\w-]+'?.*(exceeded|exhausted)|quota.*exceeded|exceed.*quota"
      r"|insufficient quota",
      "The project may not have so many chips of this kind in this zone. Ask for more at "
-     "https://console.cloud.google.com/iam-admin/quotas (service: Cloud TPU API; spot, on-demand and "
-     "reserved chips have quotas of their own), or choose a smaller --type, fewer --slices or another "
-     "--zone. Suspended and failed queued resources count as well: "
+     "https://console.cloud.google.com/iam-admin/quotas (service: Cloud TPU API; spot, on-demand "
+     "and reserved chips have quotas of their own), or choose a smaller --type, fewer --slices or "
+     "another --zone. Suspended and failed queued resources count as well: "
      "`gcloud compute tpus queued-resources list --zone ZONE` shows them"),
     (Kind.CAPACITY, r"no more capacity|insufficient (reserved )?capacity|resource_pool_exhausted|"
      r"not enough resources|stockout|valid.?until.*(expired|passed)|resource_exhausted",
-     "The zone has none free. A queued resource waits until there are some; another --zone may have"),
-    (Kind.API, r"api has not been used in project|it is disabled|service_disabled|api is not enabled",
+     "The zone has none free. A queued resource waits for some; another --zone may have them"),
+    (Kind.API, r"api has not been used in project|it is disabled|service_disabled|"
+     r"api is not enabled",
      "Enable it: `gcloud services enable tpu.googleapis.com`, and wait a minute"),
     (Kind.LOGIN, r"do not currently have an active account|reauth|gcloud auth login|refresh.*token|"
      r"unauthenticated|invalid_grant",
@@ -53,8 +54,8 @@ _MEANINGS = (
     (Kind.EXISTS, r"already_exists|already exists", ""),
     (Kind.GONE, r"unusable( terminal)? state|preempted|terminated", ""),
     (Kind.PERMISSION, r"permission_denied|permission.*denied|does not have permission|forbidden",
-     "Your account lacks a role: tpu.admin to create TPUs, iam.serviceAccountUser for their service "
-     "account"),
+     "Your account lacks a role: tpu.admin to create TPUs, iam.serviceAccountUser for their "
+     "service account"),
     (Kind.INVALID, r"invalid_argument|invalid value|unrecognized arguments|invalid choice",
      "Is this type offered in this zone? `gcloud compute tpus accelerator-types list --zone ZONE`"),
     (Kind.PASSING, r"deadline_exceeded|unavailable|connection (reset|refused|timed out|closed)|"
@@ -234,10 +235,9 @@ class Gcloud:
             "--ssh-flag=-o ServerAliveInterval=30", "--ssh-flag=-o ConnectTimeout=30",
             "--quiet", f"--command={command}"]
 
-  def ssh(self, node: str, command: str, dry: tools_lib.Result = tools_lib.Result(0)
-          ) -> tools_lib.Result:
-    """Runs a shell command on all hosts of a node."""
-    return self._tools.run(self.ssh_command(node, command), dry=dry)
+  def ssh(self, node: str, command: str, dry_code: int = 0) -> tools_lib.Result:
+    """Runs a shell command on all hosts of a node; `dry_code` is its exit code in a dry run."""
+    return self._tools.run(self.ssh_command(node, command), dry=tools_lib.Result(dry_code))
 
   def follow(self, node: str, command: str, on_line: Callable[[str], None]) -> tools_lib.Result:
     """Runs a shell command on a node's first host and hands over its lines as they come."""

@@ -9,8 +9,8 @@ r"""Trains on TPUs of a GKE cluster, as a JobSet that Kubernetes restarts after 
 finds the same one), and follows the log. `--dry-run` prints every command and the JobSet and runs
 none; `--xpk CLUSTER` prints the commands for xpk instead.
 
-Exit codes: 0 the run is complete, 2 an error (the last lines say which), 130 Ctrl-C (the run goes on
-without this program).
+Exit codes: 0 the run is complete, 2 an error (the last lines say which), 130 Ctrl-C (the run goes
+on without this program).
 """
 
 import argparse
@@ -22,8 +22,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
+from big_vision_ext.core import exit_codes
 from launch import jobset, manifest, snapshot, tools, tpu_types, train_command
-from launch.exit_codes import RESTART
 
 POLL_SECONDS = 15
 # Where snapshots go in the workdir's bucket.
@@ -39,10 +39,11 @@ _ADVICE = (
     (r"exceeded quota|quota.*exceeded",
      "The namespace or the project has no quota for so many: kubectl describe resourcequota"),
     (r"forbidden", "Your account lacks a role on the cluster (container.developer)"),
-    (r"Insufficient google.com/tpu|didn't match Pod's node affinity|node\(s\) had untolerated taint",
-     "No node pool of this shape has free chips. Each slice is one node pool with this accelerator, "
-     "topology and machine type (see launch/README.md); one that is to grow from nothing may be "
-     "waiting for capacity or quota: kubectl describe pod, kubectl get events"),
+    (r"Insufficient google.com/tpu|didn't match Pod's node affinity|"
+     r"node\(s\) had untolerated taint",
+     "No node pool of this shape has free chips. Each slice is one node pool with this "
+     "accelerator, topology and machine type (see launch/README.md); one that is to grow from "
+     "nothing may be waiting for capacity or quota: kubectl describe pod, kubectl get events"),
 )
 
 
@@ -64,7 +65,8 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     sub.add_argument("--namespace", help="default: kubectl's")
     sub.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     if action == "run":
-      sub.add_argument("--type", required=True, help="each slice: v5e-256, v5litepod-256, v5e:16x16")
+      sub.add_argument("--type", required=True,
+                       help="each slice: v5e-256, v5litepod-256, v5e:16x16")
       sub.add_argument("--slices", type=int, default=1)
       sub.add_argument("--spot", action="store_true", help="on spot nodes")
       sub.add_argument("--image", default="python:3.12", help="with Python 3.11 to 3.13 and bash")
@@ -98,8 +100,8 @@ def make_spec(options: argparse.Namespace, argv: Sequence[str],
                                   mounts=options.mount, env=options.env, root=snapshot.ROOT)
   if shown := [name for name in command.env if train_command.is_secret(name)]:
     raise train_command.CommandError(
-        f"--env {shown[0]}: everybody who may look at the JobSet would see its value. Put it into a "
-        f"secret (kubectl create secret generic S --from-literal=K=...) and give --secret "
+        f"--env {shown[0]}: everybody who may look at the JobSet would see its value. Put it into "
+        f"a secret (kubectl create secret generic S --from-literal=K=...) and give --secret "
         f"{shown[0]}=S:K")
   train_command.check_sent(argv, code)
   bucket = next((m for m in command.mounts if m.bucket and
@@ -168,8 +170,9 @@ def follow(tool: tools.Tools, cluster: "Cluster") -> int:
         if state == "Completed":
           return 0
         raise tools.ToolError(
-            "the run failed: " + (cluster.ends() or "no pod is left to ask")
-            + f" (launch/exit_codes.py says what exit codes mean)\n  {cluster.delete_command()}")
+            f"the run failed: {cluster.ends() or 'no pod is left to ask'} "
+            "(big_vision_ext/core/exit_codes.py says what they mean)\n  "
+            + cluster.delete_command())
       last = cluster.log(last, tool.say)
       problem = cluster.pending()
       if problem and problem != pending:
@@ -177,8 +180,8 @@ def follow(tool: tools.Tools, cluster: "Cluster") -> int:
       pending = problem
       tool.sleep(POLL_SECONDS)
   except KeyboardInterrupt:
-    tool.say(f"\nLEFT BEHIND: JobSet {cluster.name} goes on without this program, and its nodes cost "
-             f"money.\n  to follow it again   python -m launch.gke logs {cluster.name}\n"
+    tool.say(f"\nLEFT BEHIND: JobSet {cluster.name} goes on without this program, and its nodes "
+             f"cost money.\n  to follow it again   python -m launch.gke logs {cluster.name}\n"
              f"  to end and delete it {cluster.delete_command()}")
     return 130
 
@@ -225,8 +228,9 @@ class Cluster:
             "--cascade=foreground"]
 
   def log(self, after: str, show: Callable[[str], None], follow: bool = True) -> str:
-    """Shows the first pod's log behind a time, while it lasts; returns the time of its last line."""
-    first = f"{self._label},jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
+    """Shows the first pod's log behind a time; returns the time of its last line."""
+    first = (f"{self._label},jobset.sigs.k8s.io/job-index=0,"
+             "batch.kubernetes.io/job-completion-index=0")
     reached = after
 
     def line(text):
@@ -275,7 +279,8 @@ class Cluster:
 def print_xpk(tool: tools.Tools, options: argparse.Namespace, spec: jobset.Spec) -> None:
   """Prints what does the same through xpk, which builds an image of the code."""
   where = [f"--{key}={value}" for key, value in
-           (("cluster", options.xpk), ("zone", options.zone), ("project", options.project)) if value]
+           (("cluster", options.xpk), ("zone", options.zone), ("project", options.project))
+           if value]
   for i, mount in enumerate(m for m in spec.command.mounts if m.bucket):
     tool.run(["xpk", "storage", "attach", f"{spec.name}-{i}", *where, "--type=gcsfuse",
               f"--bucket={mount.bucket}", f"--mount-point={mount.path}", "--readonly=false",
@@ -285,7 +290,7 @@ def print_xpk(tool: tools.Tools, options: argparse.Namespace, spec: jobset.Spec)
   tool.run(["xpk", "workload", "create", *where, f"--workload={spec.name}",
             f"--tpu-type={spec.type.accelerator_type}", f"--num-slices={spec.slices}",
             f"--base-docker-image={spec.image}", "--script-dir=.",
-            f"--max-restarts={spec.max_restarts}", f"--restart-on-exit-codes={RESTART}",
+            f"--max-restarts={spec.max_restarts}", f"--restart-on-exit-codes={exit_codes.RESTART}",
             f"--termination-grace-period-seconds={jobset.GRACE}",
             *[f"--env={name}={value}" for name, value in spec.command.env.items()],
             f"--command={script}"])
@@ -298,7 +303,8 @@ def _upload(tool, code, address):
     packed = pathlib.Path(folder) / address.rpartition("/")[2]
     if not tool.dry:
       snapshot.pack(code, packed)
-    result = tool.run(["gcloud", "storage", "cp", packed.name if tool.dry else str(packed), address])
+    source = packed.name if tool.dry else str(packed)
+    result = tool.run(["gcloud", "storage", "cp", source, address])
     if result.code:
       raise _explained(f"copying the code to {address}", result)
 
@@ -345,7 +351,7 @@ def main(argv: Sequence[str] | None = None,
     cluster = Cluster(tool, options)
     if options.action == "delete":
       cluster.delete()
-      tool.say(f"JobSet {options.name} is deleted; nodes that nobody uses go when their pool shrinks")
+      tool.say(f"JobSet {options.name} is deleted; unused nodes go when their pool shrinks")
       return 0
     if cluster.jobset(dry={"status": {}}) is None:
       raise tools.ToolError(f"there is no JobSet {options.name}")

@@ -1,9 +1,10 @@
 """The JobSet of a run on GKE: one job a slice, one pod a host, restarted as a whole.
 
-What becomes of a pod's end: 0 is done; an exit code that asks for a restart, or a node that is taken
-away, fails the job, and the JobSet starts all of them again in the same workdir, up to a number of
-times; any other exit code fails the JobSet at once (JobSet's failure policy on Kubernetes' pod
-failure policy). GKE itself tells the pods of a slice, and the slices, about each other.
+What becomes of a pod's end: 0 is done; an exit code that asks for a restart, or a node that is
+taken away, fails the job, and the JobSet starts all of them again in the same workdir, up to a
+number of times; any other exit code fails the JobSet at once (JobSet's failure policy on
+Kubernetes' pod failure policy). GKE itself tells the pods of a slice, and the slices, about each
+other.
 """
 
 import dataclasses
@@ -12,8 +13,8 @@ import json
 import shlex
 from typing import Any
 
+from big_vision_ext.core import exit_codes
 from launch import tpu_types
-from launch.exit_codes import RESUME
 from launch.train_command import Mount, TrainCommand
 
 CONTAINER = "train"
@@ -110,7 +111,8 @@ def _job(spec):
           # A node that is taken away comes first: its pods may end with any code.
           {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget"}]},
           {"action": "FailJob", "onExitCodes": {
-              "containerName": CONTAINER, "operator": "NotIn", "values": sorted(RESUME)}}]},
+              "containerName": CONTAINER, "operator": "NotIn",
+              "values": sorted(exit_codes.AGAIN)}}]},
       "template": {
           # The driver that mounts buckets works as a container beside ours, which this asks for.
           "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}},

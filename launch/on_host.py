@@ -7,8 +7,8 @@
 
 It is copied to the host and runs on the Python that is there (3.8 or later, standard library only).
 Every command may be given twice, which ssh clients do when they lose a connection: `start` starts
-an attempt once, and lines of the log carry the position behind them, so that nobody shows them twice.
-What it says to the launcher are lines that begin with "bve-status" (JSON) or "@POSITION".
+an attempt once, and lines of the log carry the position behind them, so that nobody shows them
+twice. What it says to the launcher are lines that begin with "bve-status" (JSON) or "@POSITION".
 """
 
 import argparse
@@ -70,7 +70,8 @@ def status(run, attempt=None):
   """Prints one line about an attempt, the last one if none is named."""
   attempt = _last(run) if attempt is None else attempt
   place = _place(run, attempt)
-  state = {"host": os.environ.get("HOSTNAME") or socket.gethostname(), "attempt": attempt, **_state(place)}
+  state = {"host": os.environ.get("HOSTNAME") or socket.gethostname(), "attempt": attempt}
+  state.update(_state(place))
   if (place / "command.json").exists():
     state["id"] = json.loads((place / "command.json").read_text())["id"]
   log = place / "log"
@@ -80,7 +81,7 @@ def status(run, attempt=None):
 
 
 def follow(run, attempt, offset, seconds):
-  """Prints an attempt's log from a position on, until it ends or the time is up, then its status."""
+  """Prints an attempt's log from a position on, until its end or for a time, then its status."""
   attempt = _last(run) if attempt is None else attempt
   place = _place(run, attempt)
   until = time.monotonic() + seconds

@@ -78,7 +78,7 @@ job() {
   trap '' USR1
   [ -z "$reminder" ] || kill "$reminder"
   for ((i = 0; i < SLURM_NTASKS; i++)); do found+=("$(cat "$codes/$i" 2>/dev/null || echo none)"); done
-  outcome="$("$BVE_VENV/bin/python" -m launch.exit_codes "${found[@]}")"
+  outcome="$("$BVE_VENV/bin/python" -m launch.outcome "${found[@]}")"
   echo "slurm.sh: the run is $outcome: exit codes $(printf '%s\n' "${found[@]}" | sort | uniq -c |
     awk '{printf "%s%s x %s", sep, $1, $2; sep = ", "}')"
   case "$outcome" in

@@ -1,11 +1,11 @@
 """What code runs there? Packs the tracked files of this repository, as they are on disk now.
 
   python -m launch.snapshot --out FILE.tar.gz     packs
-  python -m launch.snapshot --to DIR              unpacks under DIR, in a folder of the snapshot's name
+  python -m launch.snapshot --to DIR              unpacks under DIR, in a folder of its name
 
 A snapshot has every tracked file with its uncommitted changes, and `SNAPSHOT.json`: the commit and
-what differs from it. Its name is the commit, and for changed files a hash of the contents, so that the
-same code has the same name. Untracked files stay at home; secrets and large files are refused.
+what differs from it. Its name is the commit, and for changed files a hash of the contents, so that
+the same code has the same name. Untracked files stay at home; secrets and large files are refused.
 """
 
 import argparse
@@ -28,7 +28,8 @@ MAX_FILE = 20 * 2**20
 MAX_TOTAL = 100 * 2**20
 _SECRET_NAMES = re.compile(
     r"(^|/)(\.env(\..+)?|\.netrc|\.pypirc|id_(rsa|dsa|ecdsa|ed25519)|.*\.(pem|p12|pfx|jks)"
-    r"|.*credentials.*\.json|.*service[-_]?account.*\.json|kubeconfig|google_compute_engine)$", re.I)
+    r"|.*credentials.*\.json|.*service[-_]?account.*\.json|kubeconfig|google_compute_engine)$",
+    re.I)
 _SECRET_CONTENTS = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=]{16}|\"private_key\"\s*:\s*\"-----BEGIN"
     rb"|\bAKIA[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{34}\b|\bgh[pousr]_[A-Za-z0-9]{36}\b")

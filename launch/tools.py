@@ -28,6 +28,9 @@ class Result:
     return "\n".join(lines[-12:])
 
 
+_SUCCESS = Result(0)
+
+
 class Tools:
   """The programs of a launcher.
 
@@ -49,7 +52,7 @@ class Tools:
     text = self.hide(text)
     print("\n".join(f"# {line}" for line in text.splitlines()) if self.dry else text, flush=True)
 
-  def run(self, argv: Sequence[str], *, dry: Result = Result(0), stdin: str | None = None,
+  def run(self, argv: Sequence[str], *, dry: Result = _SUCCESS, stdin: str | None = None,
           timeout: float | None = None) -> Result:
     """Runs a program to its end.
 

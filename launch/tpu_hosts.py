@@ -72,7 +72,7 @@ class Hosts:
 
       def one(node):
         if self._gcloud.ssh(node, f"test -f {job.code}/{snapshot_lib.RECORD}",
-                            dry=tools_lib.Result(1)).code == 0:
+                            dry_code=1).code == 0:
           return tools_lib.Result(0)
         sent = self._gcloud.scp(str(packed) if not self._tools.dry else archive, node, archive)
         return sent if sent.code else self._gcloud.ssh(node, unpack)
@@ -155,7 +155,8 @@ class Hosts:
       lines = [json.loads(text.removeprefix(STATUS)) for text in result.out.splitlines()
                if text.startswith(STATUS)]
       # A host that was asked twice has answered twice; the later answer holds.
-      found[node] = list({status.get("host"): {**status, "node": node} for status in lines}.values())
+      by_host = {status.get("host"): {**status, "node": node} for status in lines}
+      found[node] = list(by_host.values())
       if not result.code and len(found[node]) < self._request.type.hosts and not self._tools.dry:
         return tools_lib.Result(1, err=f"{len(found[node])} of {self._request.type.hosts} hosts "
                                        "answered")

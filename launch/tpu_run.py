@@ -2,19 +2,23 @@
 
 from collections.abc import Sequence
 
+from big_vision_ext.core import exit_codes
 from launch import gcloud as gcloud_lib
 from launch import tools as tools_lib
 from launch import tpu_hosts
-from launch.exit_codes import Outcome, judge
 from launch.gcloud import Kind
+from launch.outcome import Outcome, judge
 
 POLL_SECONDS = 30
 # How long a node may be on its way (being created, repaired) while the others are up.
 NODE_PATIENCE = 600
-# How long hosts may run on after the first has ended: the trainer's own watch over its peers is shorter.
+# How long hosts may run on after the first has ended: the trainer's own watch over its peers is
+# shorter.
 PEER_PATIENCE = 600
 # A run that lasted this long was no failed start: the pauses between attempts begin anew.
 LONG_RUN = 600
+# So many short runs on end, on a machine that stays, are no accident.
+MAX_SHORT = 20
 
 
 class RunError(tools_lib.ToolError):
@@ -50,7 +54,7 @@ class Run:
     Raises:
       ToolError: it cannot go on; the message says why.
     """
-    pause = 0
+    pause = short_runs = 0
     while True:
       if pause:
         self._tools.say(f"Waiting {pause} s before the next attempt")
@@ -75,9 +79,9 @@ class Run:
       ended = ", ".join("lost" if c is None else str(c) for c in sorted(set(codes), key=str))
       if outcome is Outcome.ERROR:
         self.failures += 1
-        if 2 in codes or self.failures > self._max_failures:
-          raise RunError(f"the run failed: exit codes {ended} (launch/exit_codes.py says what they "
-                         "mean); its last lines are above")
+        if exit_codes.ERROR in codes or self.failures > self._max_failures:
+          raise RunError(f"the run failed: exit codes {ended} (big_vision_ext/core/"
+                         "exit_codes.py says what they mean); its last lines are above")
       else:
         self.resumes += 1
         if self.resumes > self._max_resumes:
@@ -85,6 +89,11 @@ class Run:
       self._tools.say(f"Starting again (exit codes {ended}): resumed {self.resumes} time(s), "
                       f"crashed {self.failures}; {self._job.command.workdir} has what was saved")
       short = self._tools.now() - began < LONG_RUN
+      short_runs = short_runs + 1 if short and None not in codes else 0
+      if short_runs >= MAX_SHORT:
+        raise RunError(f"{short_runs} attempts on end took less than {LONG_RUN // 60} minutes "
+                       f"each, on a machine that is up (exit codes {ended}); its last lines are "
+                       "above")
       pause = min(900, pause * 2 or 30) if short else 0
 
   def acquire(self) -> None:
@@ -194,8 +203,8 @@ class Run:
     before = self._hosts.statuses(job.name)
     running = [s for s in before if s["state"] == "running"]
     if running and any(s.get("id") != job.identity for s in running):
-      raise RunError(f"another command or other code runs as {job.name} on its hosts. Stop it first: "
-                     f"python -m launch.tpu_vm stop {job.name} --zone {self._gcloud.zone}")
+      raise RunError(f"another command or other code runs as {job.name} on its hosts. Stop it "
+                     f"first: python -m launch.tpu_vm stop {job.name} --zone {self._gcloud.zone}")
     if before and all(s["state"] == "exited" and s["code"] == 0 and s.get("id") == job.identity
                       for s in before):
       return [0]

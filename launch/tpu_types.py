@@ -1,8 +1,8 @@
 """Which TPU does a name mean, and what is it called by whom?
 
-One table for TPU VMs and GKE: accelerator type, runtime image, hosts, node selectors. A slice is named
-as Google names it (`v5litepod-256`, `v5e-256`, `v5p-512`, where v4 and v5p count TensorCores, two a
-chip) or by its shape (`v5e:16x16`, `v5p:4x4x8`, chips).
+One table for TPU VMs and GKE: accelerator type, runtime image, hosts, node selectors. A slice is
+named as Google names it (`v5litepod-256`, `v5e-256`, `v5p-512`, where v4 and v5p count TensorCores,
+two a chip) or by its shape (`v5e:16x16`, `v5p:4x4x8`, chips).
 
 Sources: Google's pages on v4, v5e, v5p and v6e, on runtime versions and on planning TPUs in GKE;
 xpk's table of systems. 2x4 slices of v5e and v6e are the one host with eight chips.

@@ -6,12 +6,12 @@ r"""Trains on Cloud TPU VMs, from asking for the machine to a complete run, pree
   python -m launch.tpu_vm status ps3 --zone us-west4-a      # logs, stop, delete likewise
 
 `run` asks for a queued resource of that name (or takes the one that is there), sends the tracked
-files of this repository, installs what they need, mounts the buckets, starts the command on every host
-and follows it; after a preemption it asks again and goes on in the same workdir. Interrupted and
-given again, it takes up what it finds. `--dry-run` prints every command and runs none.
+files of this repository, installs what they need, mounts the buckets, starts the command on every
+host and follows it; after a preemption it asks again and goes on in the same workdir. Interrupted
+and given again, it takes up what it finds. `--dry-run` prints every command and runs none.
 
-Exit codes: 0 the run is complete, 2 an error (the last lines say which), 130 Ctrl-C (the training goes
-on without this program).
+Exit codes: 0 the run is complete, 2 an error (the last lines say which), 130 Ctrl-C (the training
+goes on without this program).
 """
 
 import argparse
@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 from launch import gcloud as gcloud_lib
 from launch import snapshot, tools, tpu_hosts, tpu_run, tpu_types, train_command
-from launch.exit_codes import Outcome
+from launch.outcome import Outcome
 
 
 def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -69,8 +69,8 @@ def _add_run(sub):
   sub.add_argument("--subnetwork")
   sub.add_argument("--internal-ips", action="store_true", help="hosts without external addresses")
   sub.add_argument("--mount", action="append", default=[], metavar="SOURCE=DIR",
-                   help="nfs://SERVER/EXPORT=DIR or gs://BUCKET=DIR; buckets that the command names "
-                        "are mounted at /gcs/BUCKET without this")
+                   help="nfs://SERVER/EXPORT=DIR or gs://BUCKET=DIR; buckets that the command "
+                        "names are mounted at /gcs/BUCKET without this")
   sub.add_argument("--env", action="append", default=[], metavar="NAME=VALUE",
                    help="for the command; what looks like a secret is not shown")
   sub.add_argument("--tries", type=int, default=3, help="of each step that may fail (default: 3)")
@@ -91,8 +91,8 @@ def make_request(options: argparse.Namespace) -> gcloud_lib.Request:
   if options.slices < 1 or options.tries < 1:
     raise train_command.CommandError("--slices and --tries: expected 1 or more")
   if options.internal_ips and not options.tunnel:
-    raise train_command.CommandError("--internal-ips: how are the hosts to be reached? Give --iap, or "
-                                     "--internal-ip from a machine of the same network")
+    raise train_command.CommandError("--internal-ips: how are the hosts to be reached? Give --iap, "
+                                     "or --internal-ip from a machine of the same network")
   extra = [f"--{name.replace('_', '-')}={value}"
            for name in ("valid_until_duration", "service_account", "network", "subnetwork")
            if (value := getattr(options, name))]
@@ -155,9 +155,9 @@ def left(gcloud: gcloud_lib.Gcloud, options: argparse.Namespace, again: str = ""
     return f"Nothing is left: there is no queued resource {options.name} in {options.zone}."
   same = " ".join(["--zone", options.zone] + (["--project", options.project] if options.project
                                                else []))
-  lines = [f"LEFT BEHIND: queued resource {options.name} in {options.zone}, {state}. It costs money "
-           "while it is ACTIVE, counts against the quota until it is deleted, and a run that was "
-           "started there goes on without this program."]
+  lines = [f"LEFT BEHIND: queued resource {options.name} in {options.zone}, {state}. It costs "
+           "money while it is ACTIVE, counts against the quota until it is deleted, and a run that "
+           "was started there goes on without this program."]
   if again:
     lines.append(f"  to follow it again   {again}")
   lines += [f"  how it is            python -m launch.tpu_vm status {options.name} {same}",

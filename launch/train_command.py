@@ -105,7 +105,8 @@ def prepare(argv: Sequence[str], *, processes: int, mounts: Sequence[str] = (),
   places = {m.bucket: m.path for m in mounted if m.bucket}
   argv = [_BUCKET.sub(lambda m: places[m[1]], arg) for arg in argv]
   if left := [arg for arg in argv if "gs://" in arg]:
-    raise CommandError(f"{left[0]}: the bucket's name after gs:// is none (3 to 63 of a-z 0-9 . _ -)")
+    raise CommandError(f"{left[0]}: the bucket's name after gs:// is none (3 to 63 of a-z 0-9 . _ "
+                       "-)")
   workdir = _value(argv, "--workdir")
   if not any(pathlib.PurePosixPath(workdir).is_relative_to(m.path) for m in mounted):
     raise CommandError(
@@ -123,8 +124,8 @@ def check_sent(argv: Sequence[str], code: snapshot.Snapshot) -> None:
   for word in argv:
     file = word.removeprefix("--config=").split(":")[0]
     if file in code.untracked:
-      raise CommandError(f"{file} is not tracked by git and would not be sent; `git add {file}` (no "
-                         "commit needed)")
+      raise CommandError(f"{file} is not tracked by git and would not be sent; `git add {file}` "
+                         "(no commit needed)")
 
 
 def is_secret(name: str) -> bool:

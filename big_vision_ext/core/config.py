@@ -223,8 +223,8 @@ class Config:
 # What may differ between two starts in one workdir: how often things are done, where they are
 # computed, how the input is read; nothing that the parameters depend on but the run's length.
 FREE_KEYS = ("total", "ckpt", "keep_ckpt", "log", "evals", "mesh", "sharding_rules",
-             "min_shard_size", "hardware", "nan_policy", "nan_limit", "stall_seconds", "peer_seconds",
-             "profile_steps", "debug")
+             "min_shard_size", "hardware", "nan_policy", "nan_limit", "stall_seconds",
+             "peer_seconds", "profile_steps", "debug")
 FREE_INPUT_KEYS = ("threads", "workers", "prefetch", "cache_mb", "max_skip_share")
 
 

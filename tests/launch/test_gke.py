@@ -1,4 +1,4 @@
-"""JobSets: what is asked for, what becomes of each way that a pod ends, and how runs are followed."""
+"""JobSets: what is asked for, what becomes of each way that a pod ends, how runs are followed."""
 
 import json
 import re
@@ -105,8 +105,8 @@ def test_the_jobset_has_a_job_a_slice_and_a_pod_a_host_on_nodes_of_the_shape(clu
 
 @pytest.mark.parametrize("end, becomes", [
     ({"exit": 2}, "failed"), ({"exit": 1}, "failed"), ({"exit": 139}, "failed"),
-    ({"exit": 75}, "restarted"), ({"exit": 143}, "restarted"),
-    ({"exit": 137, "disrupted": True}, "restarted")])
+    ({"exit": 75}, "restarted"), ({"exit": 143}, "restarted"), ({"exit": 137}, "restarted"),
+    ({"exit": 1, "disrupted": True}, "restarted")])
 def test_each_way_that_a_pod_ends_leads_where_the_table_of_exit_codes_says(cluster, end, becomes):
   # The rules, carried out as Kubernetes and JobSet document them: the first that matches counts.
   cluster.run()

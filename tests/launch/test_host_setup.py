@@ -115,8 +115,8 @@ def test_an_old_image_gets_a_python_from_uv(host, tmp_path):
   # Nothing but the plainest tools on PATH, and no network: curl hands out an installer of ours.
   plain = tmp_path / "plain"
   plain.mkdir()
-  for name in ("bash", "sh", "cat", "cksum", "mkdir", "tail", "id", "hostname", "rm", "env", "dirname",
-               "chmod", "touch"):
+  for name in ("bash", "sh", "cat", "cksum", "mkdir", "tail", "id", "hostname", "rm", "env",
+               "dirname", "chmod", "touch"):
     (plain / name).symlink_to(shutil.which(name))
   uv = f'echo "uv $*" >>"$NOTES"; case "$2" in find) echo "{sys.executable}" ;; esac'
   installer = (f'mkdir -p "$UV_INSTALL_DIR"; printf "%s\\n" "#!/bin/sh" \'{uv}\' '

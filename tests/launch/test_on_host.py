@@ -79,7 +79,7 @@ def test_what_does_not_stop_in_time_is_killed(host, tmp_path):
   assert host("stop", "--grace", "0.3")[0]["code"] == 137
 
 
-def test_a_run_that_went_down_with_the_machine_is_lost_and_one_never_begun_is_absent(host, tmp_path):
+def test_a_run_that_went_down_with_the_machine_is_lost_one_never_begun_absent(host, tmp_path):
   assert host("status")[0]["state"] == "absent"
   start(host, 1, "sleep 20")
   place = tmp_path / "home" / "r" / "attempt-1" / "process.json"
@@ -100,7 +100,7 @@ def test_it_runs_on_the_python_of_old_images():
   # syntax: the file uses none.
   text = SCRIPT.read_text()
   ast.parse(text, feature_version=(3, 8))
-  for newer in ("removeprefix", "removesuffix", "is_relative_to", "hardlink_to", "readlink", "match "):
+  for newer in ("removeprefix", "removesuffix", "is_relative_to", "hardlink_to", "readlink"):
     assert newer not in text
 
 

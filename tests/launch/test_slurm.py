@@ -35,9 +35,10 @@ sys.exit(int(codes[rank]))
 def slurm(tmp_path, monkeypatch):
   """A repository with slurm.sh, and the programs it calls."""
   root = tmp_path / "code"
-  (root / "launch").mkdir(parents=True)
-  for name in ("slurm.sh", "snapshot.py", "exit_codes.py", "__init__.py"):
-    shutil.copy(ROOT / "launch" / name, root / "launch")
+  for name in ("launch/slurm.sh", "launch/snapshot.py", "launch/outcome.py", "launch/__init__.py",
+               "big_vision_ext/__init__.py", "big_vision_ext/core/exit_codes.py"):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / name, root / name)
   (root / "toy.py").write_text(TOY)
   commit(root)
   programs = tmp_path / "bin"
@@ -99,7 +100,7 @@ def test_a_job_is_submitted_with_a_copy_of_the_code_and_all_that_is_needed_to_co
 @pytest.mark.parametrize("codes, exit_code, requeued", [
     ("0,0", 0, False), ("75,75", None, True), ("75,143", None, True), ("0,75", None, True),
     ("2,75", 75, False), ("139,75", 139, False), ("1,0", 1, False), ("143,143", 143, False)])
-def test_the_codes_of_all_processes_decide_what_becomes_of_the_job(slurm, codes, exit_code, requeued):
+def test_the_codes_of_all_processes_decide_about_the_job(slurm, codes, exit_code, requeued):
   slurm.submit("--nodes=2", codes=codes)
   code, text, came_back = slurm.end(slurm.start())
   assert came_back == requeued, text

@@ -84,7 +84,8 @@ def test_unpacking_twice_gives_one_folder_and_leaves_no_rest(root, tmp_path):
 
 @pytest.mark.parametrize("path, contents", [
     (".env", "A=b"), ("deploy/key.pem", "x"), ("my-service-account.json", "{}"),
-    ("id_ed25519", "x"), ("notes.txt", "-----BEGIN RSA PRIVATE " "KEY-----\nMIIEpAIBAAKCAQEAxyzw\n"),
+    ("id_ed25519", "x"),
+    ("notes.txt", "-----BEGIN RSA PRIVATE " "KEY-----\nMIIEpAIBAAKCAQEAxyzw\n"),
     ("sa.json", '{"private_' 'key": "-----BEGIN PRIVATE'), ("x.py", "t = 'hf_" + "a" * 34 + "'")])
 def test_what_looks_like_a_secret_is_refused_without_showing_it(root, path, contents):
   (root / path).parent.mkdir(exist_ok=True)

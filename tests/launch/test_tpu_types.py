@@ -4,8 +4,8 @@ import pytest
 
 from launch import tpu_types
 
-# accelerator type, chips, hosts, chips a host, runtime, GKE's accelerator and machine: from Google's
-# pages on each generation and xpk's table.
+# Accelerator type, shape, chips, hosts, chips a host, runtime, GKE's accelerator and machine: from
+# Google's pages on each generation and xpk's table.
 KNOWN = {
     "v4-8": ("v4-8", "2x2x1", 4, 1, 4, "tpu-ubuntu2204-base", "tpu-v4-podslice", "ct4p-hightpu-4t"),
     "v4-512": ("v4-512", "4x8x8", 256, 64, 4, "tpu-ubuntu2204-base", "tpu-v4-podslice",

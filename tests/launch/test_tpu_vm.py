@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from launch import tpu_hosts, tpu_vm
+from launch import tpu_hosts, tpu_run, tpu_vm
 
 QUOTA = ("ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit "
          "'TPUV5sPreemptibleLitepodPerProjectPerZoneForTPUAPI' has been exceeded. Limit: 0 in zone "
@@ -116,6 +116,12 @@ def test_crashes_are_tried_again_if_asked_and_errors_never(launch):
   assert code == 2
 
 
+def test_a_run_that_always_ends_soon_is_given_up(launch, monkeypatch):
+  monkeypatch.setattr(tpu_run, "MAX_SHORT", 2)
+  code, text = launch(toy=["--codes=137,137,137"], size="v5e-8")
+  assert code == 2 and "2 attempts on end took less than 10 minutes each" in text
+
+
 def test_a_quota_error_is_explained_and_not_tried_again(launch, cloud):
   cloud.script(create=[{"error": QUOTA}])
   code, text = launch()
@@ -137,8 +143,8 @@ def test_a_request_that_fails_for_the_quota_later_is_explained_too(launch, cloud
 
 def test_lack_of_capacity_is_tried_a_stated_number_of_times(launch, cloud):
   cloud.script(create=[{"states": ["WAITING_FOR_RESOURCES", "FAILED"], "failed":
-                        'There is no more capacity in the zone "us-west4-a"; you can try in another '
-                        "zone where Cloud TPU Nodes are offered"}])
+                        'There is no more capacity in the zone "us-west4-a"; you can try in '
+                        "another zone where Cloud TPU Nodes are offered"}])
   code, text = launch("--tries=2")
   assert code == 2
   assert "Tried 2 time(s)" in text and "no more capacity" in text
@@ -177,8 +183,8 @@ def test_a_copy_that_fails_on_one_worker_is_repeated_and_then_named(launch, clou
 
 def test_a_key_that_is_not_in_the_agent_is_explained_at_once(launch, cloud):
   cloud.script(faults=[{"match": "--worker=all", "times": 99, "text":
-                        "ERROR: (gcloud.compute.tpus.tpu-vm.ssh) The SSH key is not in the keychain."
-                        " Run: ssh-add /home/me/.ssh/google_compute_engine"}])
+                        "ERROR: (gcloud.compute.tpus.tpu-vm.ssh) The SSH key is not in the "
+                        "keychain. Run: ssh-add /home/me/.ssh/google_compute_engine"}])
   code, text = launch()
   assert code == 2
   assert "ssh-add ~/.ssh/google_compute_engine" in text
@@ -188,8 +194,8 @@ def test_a_key_that_is_not_in_the_agent_is_explained_at_once(launch, cloud):
 def test_a_lost_connection_is_taken_up_where_the_log_was(launch, cloud, clock):
   cloud.script(faults=[{"match": "on_host.py follow", "after": 1, "times": 1, "code": 255,
                         "text": "client_loop: send disconnect: Broken pipe"},
-                       {"match": "status --run ps3 --attempt 1", "after": 1, "times": 3, "code": 255,
-                        "text": "Connection timed out"}])
+                       {"match": "status --run ps3 --attempt 1", "after": 1, "times": 3,
+                        "code": 255, "text": "Connection timed out"}])
   clock.meanwhile = lambda seconds: launch.let_go() if seconds == 10 else None
   code, text = launch(toy=["--hold"], size="v5e-8")
   assert code == 0
@@ -235,7 +241,8 @@ def test_ctrl_c_leaves_the_training_and_says_what_costs_money_and_the_next_launc
   assert (launch.workdir / "starts-ps3-w-0").read_text() == "x"
 
 
-def test_another_command_is_not_started_over_one_that_runs(launch, cloud, monkeypatch, capsys, clock):
+def test_another_command_is_not_started_over_one_that_runs(launch, cloud, monkeypatch, capsys,
+                                                           clock):
   with monkeypatch.context() as patch:
     patch.setattr(tpu_hosts.Hosts, "follow", interrupted)
     launch(toy=["--hold"], size="v5e-8")
