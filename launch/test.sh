@@ -12,4 +12,6 @@ if [ "${1:-}" = "--all" ]; then
   shift
   add_tpu_compiler
 fi
-exec "$PY" -m pytest "${select[@]}" "$@"
+# Files of tests side by side, as many as there are cores, up to four: each holds a few GB.
+workers=$(( $(nproc) < 4 ? $(nproc) : 4 ))
+exec "$PY" -m pytest -n "$workers" --dist loadfile "${select[@]}" "$@"
