@@ -65,7 +65,8 @@ def with_params(state: dict, params: Any) -> dict:
   state = {**state, "params": params}
   if "ema" in state:
     # Copies, as a step gives the memory of both away.
-    state["ema"] = jax.tree.map(lambda _, p: jnp.copy(p), state["ema"], params)
+    state["ema"] = jax.tree.map(lambda old, p: None if old is None else jnp.copy(p), state["ema"],
+                                params, is_leaf=lambda x: x is None)
   return state
 
 
