@@ -93,7 +93,8 @@ def test_a_preempted_run_is_given_up_after_the_stated_number_of_resumes(launch, 
   assert "interrupted 3 times, more than --max-resumes allows" in text
 
 
-@pytest.mark.parametrize("codes, resumed", [("143", 1), pytest.param("75,137", 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("codes, resumed", [
+    ("143", 1), pytest.param("75,137", 2, marks=pytest.mark.slow)])
 def test_exit_codes_that_ask_for_it_start_again(launch, codes, resumed):
   code, text = launch(toy=[f"--codes={codes}"], size="v5e-8")
   assert code == 0
