@@ -243,6 +243,8 @@ class Run:
       if not going:
         if any(s["state"] in ("lost", "absent") for s in statuses) and self._lost():
           raise LostError("preempted, or taken for maintenance")
+        # What was said between the following and the asking: the last words, an error among them.
+        self._hosts.follow(self._job.name, attempt, offset, self._tools.say)
         return [s["code"] for s in statuses]
       if len(going) < len(statuses):
         ended = self._tools.now() if ended is None else ended

@@ -39,7 +39,9 @@ for step in range(done + 1, options.steps + 1):
   while options.hold and step == 3 and not (options.workdir / "go").exists():
     time.sleep(0.02)
   if first:
-    file.write_text(str(step))
+    # Whole or not at all: it may be killed at any moment.
+    file.with_suffix(".tmp").write_text(str(step))
+    os.replace(file.with_suffix(".tmp"), file)
   print(f"step {step}", flush=True)
 if count < len(codes):
   sys.exit(codes[count])

@@ -12,7 +12,7 @@ from tests.launch import record_surface
 # As seen in public bug reports, but for the names.
 MESSAGES = {
     "ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit "
-    "'TPUV6EPreemptiblePerProjectPerRegionForTPUAPI' has been exceeded. Limit: 0 in region us-east5.":
+    "'TPUV6EPreemptiblePerProjectPerRegionForTPUAPI' has been exceeded. Limit: 0 in us-east5.":
         Kind.QUOTA,
     "Quota 'TPUV4sPreemptiblePodPerProjectPerRegionForTPUAPI' exhausted. Limit 20800 in region "
     "us-central2": Kind.QUOTA,
@@ -24,7 +24,7 @@ MESSAGES = {
         Kind.CAPACITY,
     "ERROR: PERMISSION_DENIED: Cloud TPU API has not been used in project 12 before or it is "
     "disabled.": Kind.API,
-    "ERROR: PERMISSION_DENIED: Permission 'tpu.nodes.get' denied on 'projects/p/locations/z/nodes/n'":
+    "ERROR: PERMISSION_DENIED: Permission 'tpu.nodes.get' denied on 'projects/p/locations/z/n'":
         Kind.PERMISSION,
     "ERROR: (gcloud.compute.tpus.tpu-vm.ssh) You do not currently have an active account selected.":
         Kind.LOGIN,

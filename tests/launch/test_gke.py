@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from launch import gke, jobset, manifest
+from launch import gke, jobset, manifest, snapshot
 from tests.launch.conftest import HERE, Clock
 
 
@@ -107,10 +107,11 @@ def test_the_jobset_has_a_job_a_slice_and_a_pod_a_host_on_nodes_of_the_shape(clu
     ({"exit": 2}, "failed"), ({"exit": 1}, "failed"), ({"exit": 139}, "failed"),
     ({"exit": 75}, "restarted"), ({"exit": 143}, "restarted"), ({"exit": 137}, "restarted"),
     ({"exit": 1, "disrupted": True}, "restarted")])
-def test_each_way_that_a_pod_ends_leads_where_the_table_of_exit_codes_says(cluster, end, becomes):
+def test_each_way_that_a_pod_ends_leads_where_the_table_of_exit_codes_says(toy_code, end, becomes):
   # The rules, carried out as Kubernetes and JobSet document them: the first that matches counts.
-  cluster.run()
-  there = cluster.applied["spec"]
+  options, argv = gke.parse_args(["run", "x", "--type", "v5e-16", "--", "python", "-m", "toy_train",
+                                  "--workdir", "gs://bucket/r"])
+  there = jobset.build(gke.make_spec(options, argv, snapshot.take())[0])["spec"]
   job = there["replicatedJobs"][0]["template"]["spec"]
   reason = None
   for rule in job["podFailurePolicy"]["rules"]:

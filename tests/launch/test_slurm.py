@@ -98,8 +98,9 @@ def test_a_job_is_submitted_with_a_copy_of_the_code_and_all_that_is_needed_to_co
 
 
 @pytest.mark.parametrize("codes, exit_code, requeued", [
-    ("0,0", 0, False), ("75,75", None, True), ("75,143", None, True), ("0,75", None, True),
-    ("2,75", 75, False), ("139,75", 139, False), ("1,0", 1, False), ("143,143", 143, False)])
+    ("0,0", 0, False), ("75,143", None, True), ("2,75", 75, False), ("143,143", 143, False),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("75,75", None, True), ("0,75", None, True), ("139,75", 139, False), ("1,0", 1, False)))])
 def test_the_codes_of_all_processes_decide_about_the_job(slurm, codes, exit_code, requeued):
   slurm.submit("--nodes=2", codes=codes)
   code, text, came_back = slurm.end(slurm.start())

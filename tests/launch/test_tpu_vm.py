@@ -76,6 +76,7 @@ def test_after_a_preemption_it_goes_on_in_the_same_workdir_on_a_new_machine(laun
   assert len(cloud.calls("queued-resources delete")) == 2  # the suspended one, and the last
 
 
+@pytest.mark.slow
 def test_pauses_grow_while_runs_are_short(launch, cloud, clock):
   cloud.script(faults=[{"match": "on_host.py start", "times": 4, "preempt": True}])
   code, text = launch(size="v5e-8")
@@ -84,6 +85,7 @@ def test_pauses_grow_while_runs_are_short(launch, cloud, clock):
   assert pauses == [30, 60, 120, 240]
 
 
+@pytest.mark.slow
 def test_a_preempted_run_is_given_up_after_the_stated_number_of_resumes(launch, cloud):
   cloud.script(faults=[{"match": "on_host.py start", "times": 99, "preempt": True}])
   code, text = launch("--max-resumes=2", size="v5e-8")
@@ -91,7 +93,8 @@ def test_a_preempted_run_is_given_up_after_the_stated_number_of_resumes(launch, 
   assert "interrupted 3 times, more than --max-resumes allows" in text
 
 
-@pytest.mark.parametrize("codes, resumed", [("143", 1), ("75,143", 2)])
+@pytest.mark.parametrize("codes, resumed", [
+    ("143", 1), pytest.param("75,137", 2, marks=pytest.mark.slow)])
 def test_exit_codes_that_ask_for_it_start_again(launch, codes, resumed):
   code, text = launch(toy=[f"--codes={codes}"], size="v5e-8")
   assert code == 0
@@ -99,7 +102,8 @@ def test_exit_codes_that_ask_for_it_start_again(launch, codes, resumed):
   assert (launch.workdir / "starts-ps3-w-0").read_text() == "x" * (resumed + 1)
 
 
-@pytest.mark.parametrize("codes", ["2", "1", "139"])
+@pytest.mark.parametrize("codes", [
+    "2", pytest.param("1", marks=pytest.mark.slow), pytest.param("139", marks=pytest.mark.slow)])
 def test_errors_and_crashes_end_the_run_and_leave_a_statement(launch, codes, cloud):
   code, text = launch(toy=[f"--codes={codes}"], size="v5e-8")
   assert code == 2
@@ -108,6 +112,7 @@ def test_errors_and_crashes_end_the_run_and_leave_a_statement(launch, codes, clo
   assert (launch.workdir / "starts-ps3-w-0").read_text() == "x"
 
 
+@pytest.mark.slow
 def test_crashes_are_tried_again_if_asked_and_errors_never(launch):
   code, text = launch("--max-failures=1", toy=["--codes=139"], size="v5e-8")
   assert code == 0 and "crashed 1" in text
@@ -116,6 +121,7 @@ def test_crashes_are_tried_again_if_asked_and_errors_never(launch):
   assert code == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_always_ends_soon_is_given_up(launch, monkeypatch):
   monkeypatch.setattr(tpu_run, "MAX_SHORT", 2)
   code, text = launch(toy=["--codes=137,137,137"], size="v5e-8")
