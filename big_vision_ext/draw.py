@@ -36,9 +36,13 @@ def selection_sheet(image: np.ndarray, features: Mapping[str, np.ndarray], *, na
 
   h, w = features["image_size"].tolist()
   panels = {f"image, {w} x {h} px": boxed(image)}
-  panels["bottom-up score"] = boxed(overlay_score(image, features["score_bottomup"]))
-  if "score_topdown" in features:
-    panels["top-down score"] = boxed(overlay_score(image, features["score_topdown"]))
+  for kind in ("bottom-up", "top-down"):
+    score = features.get(f"score_{kind.replace('-', '')}")
+    if score is not None and score.ndim == 3:
+      for px, of_scale in zip(features["scales"][1:], score):
+        panels[f"{kind} score, {px} px"] = boxed(overlay_score(image, of_scale))
+    elif score is not None:
+      panels[f"{kind} score"] = boxed(overlay_score(image, score))
   grids = [tuple(g) for g in features["grids"][1:].tolist()]
   scale, index = features["selected_scale"], features["selected_index"]
   selected = [index[scale == i] for i in range(len(grids))]

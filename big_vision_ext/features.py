@@ -25,7 +25,8 @@ pooled_low (d,)                  attention-pooled low-resolution pass
 selected_scale, selected_index (t_high,)  scale (0: the first above the lowest) and row-major patch,
                                  look after look: the order of choice, not that of last_hidden
 scales, grids                    size in pixels, and rows and columns of patches, of each scale
-score_bottomup, score_topdown (gy, gx)  selection probability; topdown only with a prompt
+score_bottomup, score_topdown (gy, gx)  selection probability; topdown only with a prompt. Models
+                                 with a map for each high-resolution scale have (s, gy, gx)
 text (d,)                        embedding of the prompt; only with a prompt
 image_size, input_size (2,)      height and width in pixels of the image, and as it was encoded
 map_0 ... (d, gy, gx)            with --maps, instead of last_hidden: the tokens of each scale, the

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 
 from big_vision_ext.core import config as config_lib
+from big_vision_ext.core import hardware
 from big_vision_ext.planning import topologies
 
 
@@ -102,10 +103,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   def command() -> int:
     options, overrides = parse_args(argv)
-    config = config_lib.resolve(config_lib.load(options.config, overrides))
     console_lib.set_up_logging(options.debug)
     console = console_lib.Console()
     topology = topologies.describe(options.topology, options.slices)
+    kind = topology.chip.kind
+    config = config_lib.resolve(config_lib.load(options.config, overrides, device_kind=kind))
+    if own := config.hardware.get(hardware.name(kind)):
+      console.say(f"On {hardware.name(kind)} these settings are used: {own}")
     out = plan(config, topology, console, hlo_path=options.hlo,
                search_batch=options.largest_batch)
     from big_vision_ext.planning import report

@@ -73,6 +73,15 @@ def test_a_sheet_has_a_panel_for_each_score_and_grows_with_none(tmp_path):
   assert not (plain == draw.BOX_COLOUR).all(-1).any()
 
 
+def test_scores_of_each_scale_have_panels_of_their_own():
+  image = np.full((60, 240, 3), 90, np.uint8)
+  found = output([(2, 8), (4, 16)], [0], [3], (600, 2400))
+  one = draw.selection_sheet(image, found, name="x")
+  found["score_bottomup"] = np.stack([np.eye(4), 1 - np.eye(4)]).astype(np.float32)
+  two = draw.selection_sheet(image, found, name="x")
+  assert two.shape[1] * 3 == pytest.approx(one.shape[1] * 4, rel=0.01)
+
+
 def test_pictures_shrink_to_a_side_and_never_grow():
   assert draw.shrink(np.zeros((30, 60, 3), np.uint8), 20).shape == (10, 20, 3)
   assert draw.shrink(np.zeros((30, 60, 3), np.uint8), 100).shape == (30, 60, 3)

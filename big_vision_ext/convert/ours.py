@@ -133,6 +133,9 @@ def _ps3(spec: Mapping[str, Any]) -> Shapes:
   out = {"prior_prompt": (d,)}
   out |= _under("selection_feature_proj/", _mlp(seen, seen, d * n, "fc1", "norm", "fc2"))
   out |= {f"pos_emb_residual_{i}": (1, (s // p) ** 2, d) for i, s in enumerate(scales[1:])}
+  if spec.get("look_policy", False):
+    maps = n if spec.get("selection_maps", "first") == "each" else 1
+    out |= _under("later_looks/", _look_policy(d, spec.get("policy_hidden", 32), maps))
   if not spec.get("highres_branch", True):
     return out
   c, e = spec.get("selection_hidden", 512), spec.get("selection_out", 512)
@@ -144,6 +147,13 @@ def _ps3(spec: Mapping[str, Any]) -> Shapes:
         **_dense("fc1", c, 4 * c), **_dense("fc2", 4 * c, c), "scale": (c,)})
   return (out | _under("highres_selection/", branch | _dense("out_proj", c, e))
           | _dense("prompt_proj_for_highres", d, e * n))
+
+
+def _look_policy(d: int, h: int, maps: int) -> Shapes:
+  convs = {"near/kernel": (3, 3, maps + 1 + h, h), "near/bias": (h,), "far/kernel": (3, 3, h, h),
+           "far/bias": (h,), "out": (h, maps)}
+  return (_norm("read_norm", d) | _dense("read", d, h) | _norm("ask_norm", d) | _dense("ask", d, h)
+          | _dense("whole", h, h) | convs)
 
 
 def _adapter(d: int, hidden: int, depth: int, out_dim: int) -> Shapes:

@@ -14,6 +14,9 @@ from big_vision_ext.convert.lazy import ConvertError
 
 # Its scores are computed on an image of this size, whatever its config.
 SELECTION_SIZE = 1512
+# Ours beyond the original, each with the value that means the original.
+_ORIGINAL = {"low_antialias": False, "selection_antialias": False, "selection_maps": "first",
+             "budget_rule": "split", "look_policy": False}
 # The pooling head of a C-RADIO trunk, whatever the trunk.
 RADIO_POOL = (1152, 16, 4304)
 
@@ -165,6 +168,9 @@ def _check(image: Mapping[str, Any], text: Mapping[str, Any], radio: bool) -> No
        f"image.pool_width, pool_heads, pool_mlp_dim: with an adapter it takes {RADIO_POOL}"),
       ((image.get("posemb_fit", "resize") == "crop") != radio,
        "image.posemb_fit: it takes \"crop\" with an adapter and \"resize\" without"),
+      *((image.get(name, value) != value,
+         f"image.{name}={image.get(name)!r}: it has {value!r} only") for name, value in
+        _ORIGINAL.items()),
       (text.get("pool_type", "last") != "last", "text.pool_type: it takes \"last\" here"),
       (text.get("out_dim", 1) == 0, "text.out_dim=0: it always has a projection"),
   ]

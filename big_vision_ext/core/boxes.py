@@ -106,3 +106,19 @@ def hits_at(
   row = jnp.take_along_axis(rows, index // grid[1], axis=-1)
   col = jnp.take_along_axis(cols, index % grid[1], axis=-1)
   return row & col
+
+
+def token_cells(grid: Grid, cells: Grid) -> np.ndarray:
+  """For each token of `grid`, in raster order, the cell of `cells` whose score it has."""
+  row, col = nearest_index(cells[0], grid[0]), nearest_index(cells[1], grid[1])
+  return (row[:, None] * cells[1] + col[None, :]).reshape(-1)
+
+
+def sum_by_cell(
+  values: Float[Array, "b t *d"], index: Int[Array, "b t"], grid: Grid, cells: Grid
+) -> Float[Array, "b y x *d"]:
+  """Sums of what tokens at raster indices of `grid` have, in each cell of `cells`."""
+  of = jnp.asarray(token_cells(grid, cells))[index]
+  zeros = jnp.zeros((cells[0] * cells[1], *values.shape[2:]), values.dtype)
+  out = jax.vmap(lambda v, at: zeros.at[at].add(v))(values, of)
+  return out.reshape(values.shape[0], *cells, *values.shape[2:])

@@ -121,6 +121,8 @@ def ps3(
   patch_size: int,
   num_select_layers: int = 4,
   num_prompts: int = 1,
+  num_maps: int = 1,
+  policy_hidden: int = 0,
   selection_size: int = 1512,
   selection_hidden: int = 512,
   selection_out: int = 512,
@@ -140,6 +142,8 @@ def ps3(
     width, depth, mlp_dim, patch_size: of the transformer.
     num_select_layers: layers whose outputs the selection reads.
     num_prompts: prompts scored; 2 if the text's and the learned one both are.
+    num_maps: score maps of a prompt; as many as there are higher scales if each has its own.
+    policy_hidden: width of the policy that scores each look but the first anew; 0 for none.
     selection_size, selection_hidden, selection_out, selection_depth, selection_kernel: of the
       convolutional branch that looks at the high resolution before selection.
     highres_selection: whether that branch exists.
@@ -161,15 +165,21 @@ def ps3(
   sizes = dict(width=width, depth=depth, mlp_dim=mlp_dim, patch_size=patch_size)
   low = vit(tokens=grid, pool_type="none", **sizes) + pooling(grid)
   features = num_select_layers * width
-  # Of the published output, one slice of `width` per scale, only the first is used or computed.
-  select = grid * (_chain([features, features, width]) + 2 * width * num_prompts)
+  # Of the output, one slice of `width` per scale, only those that are used are computed.
+  maps = num_maps
+  select = grid * (_chain([features, features, width * maps]) + 2 * width * num_prompts * maps)
   if highres_selection:
     cells, hidden = (selection_size // selection_kernel) ** 2, selection_hidden
     inner = 2 * 7 * 7 * hidden + _chain([hidden, 4 * hidden, hidden])
     stem = 2 * 3 * selection_kernel**2 * hidden
-    last = _chain([hidden, selection_out]) + 2 * selection_out * num_prompts
+    last = _chain([hidden, selection_out]) + 2 * selection_out * num_prompts * maps
     select += cells * (stem + selection_depth * inner + last)
-    select += _chain([width, selection_out]) * num_prompts
+    select += _chain([width, selection_out * maps]) * num_prompts
+  if policy_hidden:
+    h = policy_hidden
+    per_cell = _chain([width, h]) + 9 * _chain([maps + 1 + h, h, h]) + _chain([h, maps])
+    each = grid * per_cell + _chain([width, h]) + _chain([h, h])
+    select += max(len(selected) - 1, 0) * num_prompts * each
   high = sum(
     patches(n, width, patch_size) + depth * block(n, width, mlp_dim, grid) for n in selected
   )

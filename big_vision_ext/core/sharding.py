@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import math
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -68,24 +69,31 @@ class Ring:
   slices: int = 1
 
 
-def join_processes() -> None:
+def join_processes(peer_seconds: int = 60) -> None:
   """Makes this process one of several that train together; to be called before any use of devices.
 
   On TPU pods, Slurm and Kubernetes jax finds the others by itself. Elsewhere three variables name
   them: JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+  Args:
+    peer_seconds: when one of the others has given no sign of life for so long, jax says so and ends
+      this process (by SIGABRT; see `core.processes`), whatever it waits for.
 
   Raises:
     ShardingError: only some of the variables are set.
   """
   names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
   unset = [name for name in names if name not in os.environ]
-  if len(unset) == len(names):
-    jax.distributed.initialize()
-  elif unset:
-    raise ShardingError(f"to train in several processes, {', '.join(unset)} must be set too")
-  else:
+  known = ()
+  if not unset:
     address, count, index = (os.environ[name] for name in names)
-    jax.distributed.initialize(address, int(count), int(index))
+    known = (address, int(count), int(index))
+  elif len(unset) < len(names):
+    raise ShardingError(f"to train in several processes, {', '.join(unset)} must be set too")
+  jax.distributed.initialize(*known, heartbeat_timeout_seconds=peer_seconds)
+  # jax takes SIGTERM for itself and goes on. Before the loop there is nothing to save: end at once;
+  # the loop has a handler of its own, `core.stopping`.
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:

@@ -9,8 +9,11 @@ B be the high-resolution tokens, of all scales, whose patch touches the box, and
 
 A budget is a number of tokens: a multiple of the model's own (`max_select_num`) is that many
 looks, less is part of one, split over the scales as the model splits it. Scores are computed once;
-each budget takes a prefix of their order, with the model's order of ties. `chance/recall_at_...`
-is the share of all tokens, which is what a selection without preference finds in expectation.
+each budget takes a prefix of their order, with the model's order of ties. A model with a policy for
+later looks (`look_policy`) looks, for each budget, and what it chose is counted; `ranked_topdown`
+and `ranked_bottomup` are what its first score's ranking alone would have found.
+`chance/recall_at_...` is the share of all tokens, which is what a selection without preference
+finds in expectation.
 """
 
 import functools
@@ -22,9 +25,10 @@ import numpy as np
 
 from big_vision_ext.core import boxes
 from big_vision_ext.evaluators import _common
-from big_vision_ext.models import resample, selection
+from big_vision_ext.models import resample
 
 SELECTIONS = ("topdown", "bottomup", "random")
+RANKED = {"ranked_topdown": "topdown", "ranked_bottomup": "bottomup"}
 
 
 class Evaluator:
@@ -97,7 +101,7 @@ def measure(rows: dict[str, np.ndarray], counts: dict[int, tuple[int, ...]]) -> 
   """
   wanted = np.maximum(rows["wanted"], 1)
   out = {}
-  for name in SELECTIONS:
+  for name in (*SELECTIONS, *RANKED):
     for j, (tokens, per_scale) in enumerate(counts.items() if name in rows else ()):
       found = rows[name][:, j]
       recall = found / wanted
@@ -116,16 +120,33 @@ def _found(task, size, counts, selections, params, batch):
   wanted = sum(boxes.hit_map(box, size, grid).sum((1, 2)) for grid in grids)
   out = {"wanted": wanted,
          "tokens": jnp.full(wanted.shape, sum(y * x for y, x in grids), jnp.int32)}
+  most = tuple(max(of_scale) for of_scale in zip(*counts))
   for name in selections:
+    ranked = vision.rankings(_maps(task, grids, name, params, batch), most)
     found = 0
-    for i, score in enumerate(_maps(task, grids, name, params, batch)):
-      ranked = selection.rank(score, None, vision.cells, max(c[i] for c in counts))
-      hits = jnp.cumsum(boxes.hits_at(box, size, grids[i], ranked), axis=1)
+    for i, at in enumerate(ranked):
+      hits = jnp.cumsum(boxes.hits_at(box, size, grids[i], at), axis=1)
       # A zero in front: the first c tokens find hits[c].
       hits = jnp.pad(hits, ((0, 0), (1, 0)))
       found += hits[:, np.array([c[i] for c in counts])]
+    if vision.look_policy and name != "random":
+      out[f"ranked_{name}"] = found
+      found = jnp.stack([_looked(task, size, sum(c), name, params, batch) for c in counts], axis=1)
     out[name] = found
   return out
+
+
+def _looked(task, size, tokens, name, params, batch):
+  """Tokens on each box that the model finds with so many, choosing each look in turn."""
+  out = task.outputs["encode"](params, _seen(batch, name), num_tokens=tokens)
+  hits = [boxes.hits_at(batch["box"], size, grid, at)
+          for grid, at in zip(task.vision.grids(size), out["index"])]
+  return sum(hit.sum(1) for hit in hits)
+
+
+def _seen(batch, name):
+  """What of a batch a way of selecting is shown."""
+  return {k: batch[k] for k in (("image", "text") if name == "topdown" else ("image",))}
 
 
 def _maps(task, grids, name, params, batch):
@@ -136,8 +157,7 @@ def _maps(task, grids, name, params, batch):
     cells = jax.vmap(lambda k: jax.random.uniform(k, task.vision.cells))(keys)
     maps = [resample.nearest(cells, grid) for grid in grids]
   else:
-    seen = {k: batch[k] for k in (("image", "text") if name == "topdown" else ("image",))}
-    maps = task.outputs["encode"](params, seen, num_tokens=0)["prob"]
+    maps = task.outputs["encode"](params, _seen(batch, name), num_tokens=0)["prob"]
   if task.vision.smooth_selection_prob:
     maps = [resample.nearest(resample.area(x, (6, 6)), g) for x, g in zip(maps, grids)]
   return maps

@@ -9,18 +9,33 @@ Everything has a static shape. Tokens are chosen as indices, and pixels, positio
 are computed for the chosen tokens only. b batch, t tokens, d width, y x rows and columns.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from big_vision_ext.models import adapters, blocks, resample, selection, selection_head, vit
+from big_vision_ext.core import boxes
+from big_vision_ext.models import (
+  adapters,
+  blocks,
+  policy,
+  ps3_checks,
+  resample,
+  selection,
+  selection_cells,
+  selection_head,
+  vit,
+)
 
 Grid = tuple[int, int]
 Indices = Sequence[Int[Array, "b t"]]
+# Pixels (b, n, side, side, 3) of some cells of the lowest grid at the largest scale, and their
+# raster positions (b, n), -1 for none.
+Tiles = tuple[Num[Array, "b n s s 3"], Int[Array, "b n"]]
 
 # Scores are cosines in [-1, 1], times this: probabilities lie between 0.0067 and 0.9933.
 _SCORE_SCALE = 5.0
@@ -40,6 +55,21 @@ class PS3Stages(vit.ViT):
     highres_branch: whether a ConvNeXt branch on a larger image adds to the score.
     selection_size: side in pixels of that image (1512 in the published models).
     selection_hidden, selection_out, selection_depth, selection_kernel: sizes of that branch.
+    low_antialias: make the lowest scale by antialiased resizing. False as published, where at 4K
+      it is made of 16 pixels in every hundred.
+    selection_antialias: the same for the image of the ConvNeXt branch.
+    selection_maps: "first", as published: one score map serves all high-resolution scales, and
+      the other outputs of the scoring layers are dead; or "each": every scale has its own.
+    budget_rule: "split", as published: every scale gets its share of `max_select_num`; or "cells":
+      the budget buys whole low-resolution cells at all scales (see `selection_cells`).
+    look_policy: let what earlier looks saw change where later ones go (see `policy`). Training
+      then spends the tokens of its look on two: one goes where the score says, the other to what
+      of the region it missed.
+    policy_hidden: width of the layers of that policy.
+    residual_init: what the position table of a high-resolution scale starts as. "zeros", as
+      published, suits a start from a trained SigLIP. From scratch it leaves neighbours nearly
+      alike, since the table they share has a row for each low-resolution cell only; "sincos2d"
+      tells them apart from the first step.
     smooth_selection_prob: average the selection maps over a 6 x 6 grid before choosing.
     adapter_hidden, adapter_depth: sizes of an adapter between the trunk and the pooling head
       (C-RADIO's trunk under SigLIP's head); 0 for none.
@@ -58,6 +88,13 @@ class PS3Stages(vit.ViT):
   selection_out: int = 512
   selection_depth: int = 3
   selection_kernel: int = 28
+  low_antialias: bool = False
+  selection_antialias: bool = False
+  selection_maps: Literal["first", "each"] = "first"
+  budget_rule: Literal["split", "cells"] = "split"
+  look_policy: bool = False
+  policy_hidden: int = 32
+  residual_init: str = "zeros"
   smooth_selection_prob: bool = False
   adapter_hidden: int = 0
   adapter_depth: int = 3
@@ -69,7 +106,7 @@ class PS3Stages(vit.ViT):
 
   def setup(self):
     super().setup()
-    self._check_fields()
+    ps3_checks.fields(self)
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     n, patch = len(self.scales) - 1, self.patch_size
     self.prior_prompt = self.param(
@@ -77,9 +114,9 @@ class PS3Stages(vit.ViT):
     )
     seen = self.width * len(self.select_layers)
     self.selection_feature_proj = selection_head.NormedMlp(
-      hidden=seen, features=self.width * n, used=self.width, **types
+      hidden=seen, features=self.width * n, used=self.width * self.num_maps, **types
     )
-    init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None, None, "embed"))
+    init = nn.with_logical_partitioning(self._init_residual, (None, None, "embed"))
     shapes = [(1, (s // patch) ** 2, self.width) for s in self.scales[1:]]
     self.residuals = [
       self.param(f"pos_emb_residual_{i}", init, shape, self.param_dtype)
@@ -90,12 +127,20 @@ class PS3Stages(vit.ViT):
       sizes |= dict(depth=self.selection_depth, kernel=self.selection_kernel)
       self.highres_selection = selection_head.HighResSelection(**sizes, **types)
       self.prompt_proj_for_highres = selection_head.Linear(
-        self.selection_out * n, ("embed", "out"), self.selection_out, **types
+        self.selection_out * n, ("embed", "out"), self.selection_out * self.num_maps, **types
       )
+    if self.look_policy:
+      self.later_looks = policy.LookPolicy(self.policy_hidden, **types)
     if self.adapter_hidden:
       self.pool_adapter = adapters.PoolAdapter(
         self.adapter_hidden, self.out_width, self.adapter_depth, **types
       )
+
+  def _init_residual(self, key, shape, dtype):
+    if self.residual_init == "zeros":
+      return jnp.zeros(shape, dtype)
+    side = math.isqrt(shape[1])
+    return jnp.asarray(vit.sincos2d(side, side, self.width), dtype).reshape(shape)
 
   def make_pool(self, **types) -> nn.Module:
     heads, mlp_dim = self.pool_heads or self.num_heads, self.pool_mlp_dim or self.mlp_dim
@@ -109,7 +154,7 @@ class PS3Stages(vit.ViT):
       outputs of all blocks; `pooled` (b, d); `kv`, keys and values per layer.
     """
     self._image_hw(image)
-    small = resample.resize_cubic(image, (self.scales[0], self.scales[0]))
+    small = _resize(image, self.scales[0], self.low_antialias)
     y, out = self.encode(self.embed(self._normalise(small)))
     return {
       "hidden": [out["blocks"][i] for i in self.select_layers],
@@ -128,24 +173,39 @@ class PS3Stages(vit.ViT):
     """Stage 2, how much each place matters: top-down given a prompt, else bottom-up.
 
     Returns:
-      `score` (b, g, g), log-odds per cell of the low-resolution grid, float32; `prob`, its
-      sigmoid as one map per high-resolution scale.
+      `score`, log-odds per cell of the low-resolution grid, float32: (b, g, g), or with
+      `selection_maps="each"` (b, s, g, g); `prob`, its sigmoid as one map per high-resolution
+      scale.
     """
     features = self._selection_features(image, low)
     score = self._score(features, self.prior_prompt if prompt is None else prompt)
     return self._score_out(score, self._image_hw(image))
 
-  def high(self, image: Num[Array, "b y x 3"], kv: Any, index: Indices):
+  def high(
+    self,
+    image: Num[Array, "b y x 3"],
+    kv: Any,
+    index: Indices,
+    tiles: Tiles | None = None,
+  ):
     """Stage 3, the patches at raster positions `index[scale]` against the low-resolution keys.
+
+    Args:
+      image: the whole image.
+      kv: keys and values of the low-resolution pass.
+      index: what to look at.
+      tiles: parts of the image at the largest scale, from which that scale's patches are taken;
+        `image` is then a smaller view that serves the others.
 
     Returns:
       Tokens (b, t, d) before the final norm, scale by scale, and what the encoder gives beside.
     """
-    sizes = selection.scale_sizes(self.scales, self.patch_size, self._image_hw(image))
+    sizes = selection.scale_sizes(self.scales, self.patch_size, self._shown_hw(image, tiles))
     tokens = []
     for i, (size, at) in enumerate(zip(sizes, index)):
       if at.shape[-1]:
-        tokens.append(self._tokens(image, i, size, at))
+        of_tiles = tiles if i == len(sizes) - 1 else None
+        tokens.append(self._tokens(image, i, size, at, of_tiles))
     x = blocks.constrain(jnp.concatenate(tokens, axis=1), "act_embed")
     _, out = self.encode(x, kv)
     return out["last"], out
@@ -177,22 +237,67 @@ class PS3Stages(vit.ViT):
     sizes = selection.scale_sizes(self.scales, self.patch_size, image_hw)
     return [(h // self.patch_size, w // self.patch_size) for h, w in sizes]
 
+  @property
+  def zooms(self) -> tuple[int, ...]:
+    """Size of each high-resolution scale over the lowest one's."""
+    return tuple(s // self.scales[0] for s in self.scales[1:])
+
+  @property
+  def num_maps(self) -> int:
+    """Score maps for one prompt."""
+    return len(self.scales) - 1 if self.selection_maps == "each" else 1
+
   def budget(self) -> selection.Counts:
-    """Tokens per look and high-resolution scale."""
+    """Tokens of a (first) look per high-resolution scale."""
+    if self.budget_rule == "cells":
+      return selection_cells.counts(self.zooms, self.max_select_num)
     if self.max_select_num_each_scale is not None:
       return tuple(self.max_select_num_each_scale)
     return selection.split_budget(self.scales, self.max_select_num)
 
   def plan(self, image_hw: Grid, **kwargs) -> list[selection.Counts]:
     """Tokens per look and scale for an image of this size; see `selection.plan_looks`."""
-    return selection.plan_looks(self.grids(image_hw), self.budget(), **kwargs)
+    grids = self.grids(image_hw)
+    if self.budget_rule == "cells":
+      return selection_cells.plan_looks(grids, self.zooms, self.max_select_num, **kwargs)
+    return selection.plan_looks(grids, self.budget(), **kwargs)
+
+  def rankings(self, maps: Sequence[Array], counts: selection.Counts, **kwargs) -> Indices:
+    """The `counts[scale]` best tokens of every scale by the budget rule.
+
+    Args:
+      maps: scores per high-resolution scale (b, y, x).
+      counts: tokens per scale, as many as a plan takes in all.
+      **kwargs: maps of tokens that are `forced` or were `seen`, see `selection.rankings`.
+    """
+    if self.budget_rule == "cells":
+      return selection_cells.rankings(maps, counts, zooms=self.zooms, **kwargs)
+    return selection.rankings(maps, counts, cells=self.cells, **kwargs)
+
+  def forced_maps(self, box: Float[Array, "b 4"], image_hw: Grid) -> list[Bool[Array, "b y x"]]:
+    """The tokens to take first for a region, per scale.
+
+    Those that the budget rule can take alike at all scales: patches of the first high-resolution
+    grid as a whole, as published, or under "cells" just the patches on the region, whose cells come
+    whole anyway.
+    """
+    grids = self.grids(image_hw)
+    if self.budget_rule == "cells":
+      return [boxes.hit_map(box, image_hw, grid) for grid in grids]
+    return boxes.dilated_hit_maps(box, image_hw, grids)
+
+  def per_scale(self, score: Array) -> list[Array]:
+    """The map (b, g, g) of every high-resolution scale, of scores (b, g, g) or (b, s, g, g)."""
+    if score.ndim == 3:
+      return [score] * (len(self.scales) - 1)
+    return [score[:, i] for i in range(score.shape[1])]
 
   def _normalise(self, pixels):
     mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
     return (pixels / 255.0 - mean) / std
 
   def _selection_features(self, image, low):
-    """Unit-length features of the cells, and of the finer grid of the convolutional branch.
+    """Unit-length features of the cells (b, y, x, maps, d), and of the finer grid of the branch.
 
     Where blocks are recomputed in the backward pass, so is all of this: it is a fiftieth of the
     work, and what it would keep through the backward pass of the high-resolution tokens, when
@@ -205,31 +310,55 @@ class PS3Stages(vit.ViT):
 
   def _features_of(self, image, hidden):
     x = self.selection_feature_proj(jnp.concatenate(hidden, axis=-1))
-    x = selection_head.l2_normalize(x).reshape(x.shape[0], *self.cells, self.width)
+    x = x.reshape(x.shape[0], *self.cells, self.num_maps, self.width)
+    x = selection_head.l2_normalize(x)
     if not self.highres_branch:
       return x, None
-    large = resample.resize_cubic(image, (self.selection_size, self.selection_size))
+    large = _resize(image, self.selection_size, self.selection_antialias)
     return x, selection_head.l2_normalize(self.highres_selection(self._normalise(large)))
 
   def _score(self, features, prompt):
-    """Log-odds (b, g, g) for a prompt (b, d) or (d,)."""
-    prompt = jnp.broadcast_to(prompt, (features[0].shape[0], self.width))
-    score = selection_head.cosine(features[0], prompt)
+    """Log-odds (b, g, g), or (b, s, g, g) of each scale, for a prompt (b, d) or (d,)."""
+    b = features[0].shape[0]
+    prompt = jnp.broadcast_to(prompt, (b, self.width))
     if self.highres_branch:
-      fine = selection_head.cosine(features[1], self.prompt_proj_for_highres(prompt))
-      score = (score + resample.amax(fine, self.cells)) / 2
-    return jnp.clip(_SCORE_SCALE * score, -_SCORE_LIMIT, _SCORE_LIMIT)
+      fine_prompts = self.prompt_proj_for_highres(prompt).reshape(b, self.num_maps, -1)
+    maps = []
+    for i in range(self.num_maps):
+      score = selection_head.cosine(features[0][..., i, :], prompt)
+      if self.highres_branch:
+        fine = selection_head.cosine(features[1], fine_prompts[:, i])
+        score = (score + resample.amax(fine, self.cells)) / 2
+      maps.append(jnp.clip(_SCORE_SCALE * score, -_SCORE_LIMIT, _SCORE_LIMIT))
+    return maps[0] if self.selection_maps == "first" else jnp.stack(maps, axis=1)
+
+  def _later_score(self, score, saw: policy.Saw, prompt):
+    """The score for the next look, given what was seen; it teaches the policy alone."""
+    b, g = score.shape[0], self.cells
+    stop = jax.lax.stop_gradient
+    prompt = stop(jnp.broadcast_to(prompt, (b, self.width)))
+    maps = stop(score).reshape(b, -1, *g)
+    change = self.later_looks(maps / _SCORE_SCALE, stop(saw), prompt)
+    # Before anything was seen there is nothing to learn from it: the first look is the plain one.
+    change = jnp.where(saw.count.any(axis=(1, 2))[:, None, None, None], change, 0.0)
+    return jnp.clip(maps + change, -_SCORE_LIMIT, _SCORE_LIMIT).reshape(score.shape)
 
   def _score_out(self, score, image_hw):
-    prob = [resample.nearest(jax.nn.sigmoid(score), grid) for grid in self.grids(image_hw)]
-    return {"score": score, "prob": prob}
+    return {"score": score, "prob": self._prob(score, image_hw)}
 
-  def _tokens(self, image, scale, size, index):
+  def _prob(self, score, image_hw):
+    maps = self.per_scale(jax.nn.sigmoid(score))
+    return [resample.nearest(x, grid) for x, grid in zip(maps, self.grids(image_hw))]
+
+  def _tokens(self, image, scale, size, index, tiles):
     """Embedded patches of one high-resolution scale, with positions."""
     patch = self.patch_size
-    cut = jax.vmap(lambda im, at: resample.gather_patches(im, size, patch, at))
-    x = self.embed_patches(self._normalise(cut(image, index)))
     rows, cols = size[0] // patch, size[1] // patch
+    if tiles is None:
+      pixels = jax.vmap(lambda im, at: resample.gather_patches(im, size, patch, at))(image, index)
+    else:
+      pixels = resample.tile_patches(*tiles, patch, cols, index).astype(jnp.float32)
+    x = self.embed_patches(self._normalise(pixels))
     if self.posemb_type == "learn" and self.posemb_fit == "crop":
       position = self.pos_embedding[0][index // cols * self.posemb_grid[1] + index % cols]
     elif self.posemb_type == "learn":
@@ -250,28 +379,12 @@ class PS3Stages(vit.ViT):
       )
     return image.shape[1:3]
 
-  def _check_fields(self):
-    selection.check_scales(self.scales, self.patch_size)
-    if self.pool_type != "map":
-      raise ValueError(f"pool_type={self.pool_type!r}: PS3 pools by attention, set it to 'map'.")
-    if self.pool_width not in (0, self.width) and not self.adapter_hidden:
-      raise ValueError(
-        f"pool_width={self.pool_width} differs from width={self.width}: set adapter_hidden, the "
-        "width of the adapter between them."
-      )
-    side = self.scales[-1] // self.patch_size
-    if self.posemb_fit == "crop" and min(self.posemb_grid) < side:
-      raise ValueError(
-        f"posemb_fit='crop' takes positions out of posemb_grid={self.posemb_grid}, which must hold "
-        f"the {side} x {side} patches of scales[-1]={self.scales[-1]}."
-      )
-    if not all(-self.depth <= i < self.depth for i in self.select_layers):
-      raise ValueError(
-        f"select_layers={self.select_layers} must name blocks of depth={self.depth}, 0 to "
-        f"{self.depth - 1}."
-      )
-    if self.highres_branch and self.selection_size < self.selection_kernel:
-      raise ValueError(
-        f"selection_size={self.selection_size} must be at least selection_kernel="
-        f"{self.selection_kernel}."
-      )
+  def _shown_hw(self, image, tiles) -> Grid:
+    """Height and width of the image that is shown, whole or by a view and tiles."""
+    return self._image_hw(image) if tiles is None else (self.scales[-1],) * 2
+
+
+def _resize(image, side, antialias):
+  """Squashes images to squares."""
+  resize = resample.resize_antialias if antialias else resample.resize_cubic
+  return resize(image, (side, side))

@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from big_vision_ext.core import boxes
 
@@ -22,6 +22,8 @@ Size = tuple[int, int]
 
 # Weights are not representable in bfloat16; the sums must not lose them on an accelerator.
 _EXACT = jax.lax.Precision.HIGHEST
+# Columns of an antialiased image that are made in one matmul.
+_COLUMNS = 64
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
@@ -62,11 +64,23 @@ def antialias_matrix(n_in: int, n_out: int) -> np.ndarray:
   return (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _weighted_taps(x: jax.Array, axis: int, n_out: int) -> jax.Array:
-  """Cubic resampling of one axis of `x` to `n_out` samples, float32."""
+@functools.lru_cache(maxsize=64)
+def _antialias_taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
+  """`antialias_matrix` without its zeros: source indices and weights, both (n_out, taps)."""
+  matrix = antialias_matrix(n_in, n_out)
+  used = matrix != 0
+  first, last = used.argmax(axis=1), n_in - used[:, ::-1].argmax(axis=1)
+  span = int((last - first).max())
+  index = np.minimum(first, n_in - span)[:, None] + np.arange(span)
+  return index.astype(np.int32), np.take_along_axis(matrix, index, axis=1)
+
+
+def _weighted_taps(x: jax.Array, axis: int, taps: tuple[np.ndarray, np.ndarray]) -> jax.Array:
+  """Resampling of one axis of `x` by source indices and weights (n_out, taps), float32."""
+  index, weight = taps
+  n_out = len(index)
   if x.shape[axis] == n_out:
     return x.astype(jnp.float32)
-  index, weight = cubic_taps(x.shape[axis], n_out)
   shape = [1] * x.ndim
   shape[axis] = n_out
   total = 0.0
@@ -82,8 +96,30 @@ def resize_cubic(image: Num[Array, "*b y x c"], size: Size) -> Float[Array, "*b 
   Equals PyTorch's `interpolate(mode="bicubic", align_corners=False)`; the same size is the
   identity. Integer images are converted after the gather, so no float copy of them is made.
   """
-  rows = _weighted_taps(image, image.ndim - 3, size[0])
-  return _weighted_taps(rows, image.ndim - 2, size[1])
+  rows = _weighted_taps(image, image.ndim - 3, cubic_taps(image.shape[-3], size[0]))
+  return _weighted_taps(rows, image.ndim - 2, cubic_taps(image.shape[-2], size[1]))
+
+
+def resize_antialias(image: Num[Array, "*b y x c"], size: Size) -> Float[Array, "*b h w c"]:
+  """Cubic resize with antialiasing (A = -0.5, renormalised borders), in float32.
+
+  Every pixel of a reduced image counts, where `resize_cubic` reads 4 x 4 pixels for a sample,
+  however large the reduction. Rows are summed straight from integers, so no float copy of the image
+  is made; along columns, what is left is small enough for matmuls.
+  """
+  rows = _weighted_taps(image, image.ndim - 3, _antialias_taps(image.shape[-3], size[0]))
+  if rows.shape[-2] == size[1]:
+    return rows
+  matrix = antialias_matrix(rows.shape[-2], size[1])
+  parts = []
+  # A few columns at a time have few columns to be made of: most of the matrix is zero.
+  for start in range(0, size[1], _COLUMNS):
+    weight = matrix[start : start + _COLUMNS]
+    used = np.flatnonzero(weight.any(axis=0))
+    band = slice(used[0], used[-1] + 1)
+    product = jnp.einsum("wx,...xc->...wc", weight[:, band], rows[..., band, :], precision=_EXACT)
+    parts.append(product)
+  return jnp.concatenate(parts, axis=-2)
 
 
 @functools.lru_cache(maxsize=64)
@@ -139,6 +175,50 @@ def gather_patches(
   if weight_x is not None:
     out = jnp.einsum("nqs,npsc->npqc", jnp.asarray(weight_x)[col], out, precision=_EXACT)
   return out
+
+
+def tile_patches(
+  tiles: Num[Array, "b n s s c"],
+  tile_at: Int[Array, "b n"],
+  patch: int,
+  columns: int,
+  index: Int[Array, "b t"],
+) -> Num[Array, "b t p p c"]:
+  """The patches at raster positions `index` of an image of which only some tiles are there.
+
+  Args:
+    tiles: square tiles of whole patches.
+    tile_at: their raster positions in the image, -1 for none.
+    patch: side of a patch in pixels.
+    columns: patches in a row of the image.
+    index: row-major positions in the grid of patches. What is given for one that lies in no tile is
+      some other patch; see `in_tiles`.
+  """
+  b, n, side, _, c = tiles.shape
+  across = side // patch
+  cut = tiles.reshape(b, n, across, patch, across, patch, c).swapaxes(3, 4)
+  cut = cut.reshape(b, n * across * across, patch, patch, c)
+  tile, inside = _tile_of(index, columns, across)
+  slot = jnp.argmax(tile_at[:, None, :] == tile[:, :, None], axis=-1)
+  at = slot * (across * across) + inside
+  return jnp.take_along_axis(cut, at[:, :, None, None, None], axis=1)
+
+
+def in_tiles(tile_at: Int[Array, "b n"], grid: Size, across: int) -> Bool[Array, "b y x"]:
+  """Which patches of a grid lie in one of the tiles, which are `across` patches wide and high."""
+  tile, _ = _tile_of(np.arange(grid[0] * grid[1]), grid[1], across)
+  there = jnp.zeros((tile_at.shape[0], tile.max() + 1), bool)
+  # Places of -1 are dropped: the mode drops what lies beyond the end, so they are sent there.
+  place = jnp.where(tile_at < 0, there.shape[1], tile_at)
+  there = jax.vmap(lambda row, at: row.at[at].set(True, mode="drop"))(there, place)
+  return there[:, tile].reshape(-1, *grid)
+
+
+def _tile_of(index, columns: int, across: int):
+  """The tile that a patch lies in, and the patch's place in it, both in raster order."""
+  row, column = index // columns, index % columns
+  tile = row // across * (columns // across) + column // across
+  return tile, row % across * across + column % across
 
 
 def table_rows(

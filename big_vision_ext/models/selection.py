@@ -105,6 +105,24 @@ def _look_budget(
   return wanted
 
 
+def check_request(
+  n: int,
+  num_looks: int | Literal["all"] | None,
+  num_tokens: int | None,
+  only_first_n_scales: int | None,
+) -> None:
+  """Raises ValueError for looks that cannot be planned on `n` high-resolution scales."""
+  if (num_looks is None) == (num_tokens is None):
+    raise ValueError(
+      f"Give either num_looks or num_tokens, not num_looks={num_looks!r} with "
+      f"num_tokens={num_tokens!r}."
+    )
+  if only_first_n_scales is not None and not 1 <= only_first_n_scales <= n:
+    raise ValueError(f"only_first_n_scales={only_first_n_scales} must lie between 1 and {n}.")
+  if num_looks != "all" and (num_looks if num_tokens is None else num_tokens) < 0:
+    raise ValueError(f"num_looks={num_looks} and num_tokens={num_tokens} cannot be negative.")
+
+
 def plan_looks(
   grids: Sequence[Grid],
   budget: Counts,
@@ -132,21 +150,13 @@ def plan_looks(
   Returns:
     One tuple of counts per look; empty looks are left out, and 0 looks or tokens give [].
   """
-  if (num_looks is None) == (num_tokens is None):
-    raise ValueError(
-      f"Give either num_looks or num_tokens, not num_looks={num_looks!r} with "
-      f"num_tokens={num_tokens!r}."
-    )
+  n = len(grids)
+  check_request(n, num_looks, num_tokens, only_first_n_scales)
   if len(budget) != len(grids) or min(budget) < 0 or not sum(budget):
     raise ValueError(
       f"The budget {budget} must have one count >= 0 for each of {len(grids)} high-resolution "
       "scales, and a positive sum. See max_select_num and max_select_num_each_scale."
     )
-  n = len(grids)
-  if only_first_n_scales is not None and not 1 <= only_first_n_scales <= n:
-    raise ValueError(f"only_first_n_scales={only_first_n_scales} must lie between 1 and {n}.")
-  if num_looks != "all" and (num_looks if num_tokens is None else num_tokens) < 0:
-    raise ValueError(f"num_looks={num_looks} and num_tokens={num_tokens} cannot be negative.")
   per_look = sum(budget)
   available = sum(h * w for h, w in grids[: only_first_n_scales or n])
   last = None
@@ -176,29 +186,78 @@ def plan_looks(
 
 def _cell_order(grid: Grid, cells: Grid) -> np.ndarray:
   """Tokens of `grid`, sorted by the low-resolution cell they fall in, raster inside a cell."""
-  row = boxes.nearest_index(cells[0], grid[0])
-  col = boxes.nearest_index(cells[1], grid[1])
-  cell = row[:, None] * cells[1] + col[None, :]
-  return np.argsort(cell.reshape(-1), kind="stable").astype(np.int32)
+  return np.argsort(boxes.token_cells(grid, cells), kind="stable").astype(np.int32)
 
 
 def rank(
-  score: Float[Array, "b y x"], forced: Bool[Array, "b y x"] | None, cells: Grid, count: int
+  score: Float[Array, "b y x"],
+  forced: Bool[Array, "b y x"] | None,
+  cells: Grid,
+  count: int,
+  seen: Bool[Array, "b y x"] | None = None,
 ) -> Int[Array, "b count"]:
   """Raster indices of the `count` best tokens of one scale, best first.
 
   Any score map will do (a random one, another model's); ties follow the order in the module's
-  docstring, with `cells` the low-resolution grid.
+  docstring, with `cells` the low-resolution grid. Tokens that were `seen` come before all others.
   """
   b, height, width = score.shape
   order = _cell_order((height, width), cells)
   key = -score.reshape(b, -1)[:, order]
-  operands = [key, jnp.broadcast_to(order, key.shape)]
-  if forced is not None:
-    operands.insert(0, ~forced.reshape(b, -1)[:, order])
+  first = [~x.reshape(b, -1)[:, order] for x in (seen, forced) if x is not None]
+  operands = [*first, key, jnp.broadcast_to(order, key.shape)]
   # A stable sort of tokens laid out in tie-break order; keys only, so ties keep that order.
   ranked = jax.lax.sort(operands, dimension=1, is_stable=True, num_keys=len(operands) - 1)[-1]
   return ranked[:, :count]
+
+
+def rankings(
+  scores: Sequence[Float[Array, "b y x"]],
+  counts: Counts,
+  *,
+  cells: Grid,
+  forced: Sequence[Bool[Array, "b y x"]] | None = None,
+  seen: Sequence[Bool[Array, "b y x"]] | None = None,
+) -> list[Int[Array, "b t"]]:
+  """The `counts[scale]` best tokens of every scale, best first. No gradient flows through.
+
+  Args:
+    scores: one map per high-resolution scale, larger is looked at earlier.
+    counts: tokens per scale.
+    cells: the low-resolution grid, which defines the order of ties.
+    forced: maps of tokens to take before any other.
+    seen: maps of tokens that earlier looks took; they keep the first places.
+  """
+  none = [None] * len(scores)
+  return [
+    rank(jax.lax.stop_gradient(score), force, cells, count, old)
+    for score, count, force, old in zip(scores, counts, forced or none, seen or none)
+  ]
+
+
+def take(
+  ranked: Sequence[Int[Array, "b t"]], plan: Sequence[Counts]
+) -> list[list[Int[Array, "b t"]]]:
+  """The tokens of every look: raster indices per scale, ascending within a look and scale.
+
+  Look j takes the next `plan[j][i]` tokens of the ranking of scale i, so looks never share a
+  token.
+
+  Args:
+    ranked: from `rankings`, as long as the plan needs.
+    plan: counts per look and scale.
+
+  Returns:
+    `result[look][scale]`, int32 (b, plan[look][scale]).
+  """
+  looks, taken = [], [0] * len(ranked)
+  for counts in plan:
+    look = []
+    for i, count in enumerate(counts):
+      look.append(jnp.sort(ranked[i][:, taken[i] : taken[i] + count], axis=-1))
+      taken[i] += count
+    looks.append(look)
+  return looks
 
 
 def select(
@@ -208,33 +267,35 @@ def select(
   cells: Grid,
   forced: Sequence[Bool[Array, "b y x"]] | None = None,
 ) -> list[list[Int[Array, "b t"]]]:
-  """The tokens of every look: raster indices per scale, ascending within a look and scale.
+  """`take` from one ranking per scale for all looks of a plan; see `rankings`."""
+  ranked = rankings(scores, totals(plan, len(scores)), cells=cells, forced=forced)
+  return take(ranked, plan)
 
-  There is one ranking per scale, and look j takes the next `plan[j][i]` tokens of it, so looks
-  never share a token. No gradient flows through the choice.
 
-  Args:
-    scores: one map per high-resolution scale, larger is looked at earlier.
-    plan: counts per look and scale, from `plan_looks`.
-    cells: the low-resolution grid, which defines the order of ties.
-    forced: maps of tokens to take before any other.
+def cycles(plan: Sequence[Counts]) -> list[tuple[int, int, int]]:
+  """A plan cut into repetitions, so that looks of equal counts can share a program.
 
   Returns:
-    `result[look][scale]`, int32 (b, plan[look][scale]).
+    (start, period, repeats) of consecutive parts: `repeats` times the same `period` looks.
   """
-  rankings = []
-  for i, score in enumerate(scores):
-    score = jax.lax.stop_gradient(score)
-    total = sum(counts[i] for counts in plan)
-    rankings.append(rank(score, forced[i] if forced else None, cells, total))
-  looks, taken = [], [0] * len(rankings)
-  for counts in plan:
-    look = []
-    for i, count in enumerate(counts):
-      look.append(jnp.sort(rankings[i][:, taken[i] : taken[i] + count], axis=-1))
-      taken[i] += count
-    looks.append(look)
-  return looks
+  out, start = [], 0
+  while start < len(plan):
+    period = repeats = 1
+    for length in range(1, (len(plan) - start) // 2 + 1):
+      part, n = plan[start : start + length], 1
+      while plan[start + n * length : start + (n + 1) * length] == part:
+        n += 1
+      if n > 1:
+        period, repeats = length, n
+        break
+    out.append((start, period, repeats))
+    start += period * repeats
+  return out
+
+
+def totals(plan: Sequence[Counts], n: int) -> Counts:
+  """Tokens per scale over all looks of a plan for `n` high-resolution scales."""
+  return tuple(sum(counts[i] for counts in plan) for i in range(n))
 
 
 def merge_looks(

@@ -1,9 +1,10 @@
 """What are the layers that score places in PS3? Projections and a small ConvNeXt branch.
 
 Names and shapes follow ps3-torch, dead parts included: its head emits features for every
-high-resolution scale but the published model uses those of the first scale only. Those outputs
-are kept as parameters, so that weights convert both ways, and are never computed. Fresh
-parameters are drawn as PyTorch draws them, since published hyper-parameters assume it.
+high-resolution scale but the published model uses those of the first scale only. The others are
+kept as parameters, so that weights convert both ways, and are computed only for models with a score
+map for each scale. Fresh parameters are drawn as PyTorch draws them, since published
+hyper-parameters assume it.
 """
 
 from typing import Any

@@ -54,10 +54,11 @@ def contrastive_loss(
   gradient goes through the metrics.
   """
   _check(zimg, ztxt)
-  ring = sharding.batch_ring(zimg.shape[0])
-  if how.implementation == "ring" or (how.implementation is None and ring):
-    t, b = jnp.float32(t), jnp.float32(b)
-    return _in_a_ring((how.form, how.chunk, ring), zimg, ztxt, t, b)
+  if how.implementation != "dense":
+    ring = sharding.batch_ring(zimg.shape[0])
+    if how.implementation or ring:
+      t, b = jnp.float32(t), jnp.float32(b)
+      return _in_a_ring((how.form, how.chunk, ring), zimg, ztxt, t, b)
   dense = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}
   return dense[how.form](zimg, ztxt, t, b)
 

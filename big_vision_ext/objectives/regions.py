@@ -23,11 +23,11 @@ class CellCounts(NamedTuple):
 
   Attributes:
     positive: tokens inside the region, float32.
-    total: all tokens, the same for every sample.
+    total: all tokens that count, the same for every sample (y, x) or not (b, y, x).
   """
 
   positive: Float[Array, "b y x"]
-  total: Float[np.ndarray, "y x"]
+  total: Float[Array, "*b y x"]
 
 
 def _membership(n_tokens: int, n_cells: int) -> np.ndarray:
@@ -76,6 +76,41 @@ def union_targets(
     hit = geometry.union_hit_map(boxes, num_boxes, image_hw, grid).astype(jnp.float32)
     counts.append(CellCounts(jnp.einsum("byx,yr,xc->brc", hit, rows, cols), total))
   return counts
+
+
+def unseen(
+  targets: Sequence[CellCounts],
+  index: Sequence[Int[Array, "b t"]],
+  hits: Sequence[Bool[Array, "b t"]],
+  grids: Sequence[Grid],
+) -> list[CellCounts]:
+  """Counts without the tokens that were looked at: what is left to find, and to search in.
+
+  Args:
+    targets: from `box_targets` or `union_targets`.
+    index: raster indices of the tokens looked at, per scale; none twice.
+    hits: which of them are positive.
+    grids: token grid of each scale.
+  """
+  left = []
+  for (positive, total), at, hit, grid in zip(targets, index, hits, grids):
+    cells = positive.shape[1:]
+    found = geometry.sum_by_cell(hit.astype(jnp.float32), at, grid, cells)
+    looked = geometry.sum_by_cell(jnp.ones(at.shape, jnp.float32), at, grid, cells)
+    left.append(CellCounts(positive - found, total - looked))
+  return left
+
+
+def union_hits_at(
+  boxes: Float[Array, "b n 4"],
+  num_boxes: Int[Array, "b"],
+  image_hw: Grid,
+  grid: Grid,
+  index: Int[Array, "b t"],
+) -> Bool[Array, "b t"]:
+  """Whether tokens at raster indices of `grid` are on any of the first `num_boxes` boxes."""
+  hit = geometry.union_hit_map(boxes, num_boxes, image_hw, grid)
+  return jnp.take_along_axis(hit.reshape(hit.shape[0], -1), index, axis=-1)
 
 
 def token_targets(

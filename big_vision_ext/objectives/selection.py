@@ -13,42 +13,54 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from big_vision_ext.core import boxes as geometry
 from big_vision_ext.objectives import regions
 
 Grid = tuple[int, int]
 FORMS = ("bce", "bce_dice")
+
+# One map for all scales, or one for each.
+Score = Float[Array, "b y x"] | Float[Array, "b s y x"]
 
 # The scale and the smoothing of DICE as in PS3's successor VILA-HD: sums are counted in hundreds.
 _DICE_SCALE = 100.0
 _DICE_SMOOTH = 1e-6
 
 
-def bce(score: Float[Array, "b y x"], targets: Sequence[regions.CellCounts]) -> Float[Array, "b"]:
+def bce(score: Score, targets: Sequence[regions.CellCounts]) -> Float[Array, "b"]:
   """Binary cross-entropy per sample, mean over the tokens of a scale, then over scales.
 
   Args:
-    score: log-odds per low-resolution cell; every token of a cell shares its cell's.
+    score: log-odds per low-resolution cell, for all scales or for each; every token of a cell
+      shares its cell's.
     targets: counts per scale.
   """
   score = score.astype(jnp.float32)
   # -log sigmoid(s) = softplus(-s): no probability is formed, so none can round to 0 or 1.
-  miss, alarm = jax.nn.softplus(-score), jax.nn.softplus(score)
+  misses, alarms = jax.nn.softplus(-score), jax.nn.softplus(score)
   losses = []
-  for positive, total in targets:
+  for i, (positive, total) in enumerate(targets):
+    miss, alarm = _of_scale(misses, i), _of_scale(alarms, i)
     summed = jnp.sum(positive * miss + (total - positive) * alarm, axis=(-2, -1))
-    losses.append(summed / total.sum())
+    # A scale that was looked at whole has no tokens left to be wrong about.
+    losses.append(summed / jnp.maximum(total.sum(axis=(-2, -1)), 1))
   return jnp.mean(jnp.stack(losses), axis=0)
 
 
-def dice(score: Float[Array, "b y x"], targets: Sequence[regions.CellCounts]) -> Float[Array, "b"]:
+def dice(score: Score, targets: Sequence[regions.CellCounts]) -> Float[Array, "b"]:
   """DICE loss per sample, 1 - 2 |P T| / (|P| + |T|) on probabilities, mean over scales."""
-  prob = jax.nn.sigmoid(score.astype(jnp.float32))
+  probs = jax.nn.sigmoid(score.astype(jnp.float32))
   losses = []
-  for positive, total in targets:
+  for i, (positive, total) in enumerate(targets):
+    prob = _of_scale(probs, i)
     overlap = jnp.sum(prob * positive, axis=(-2, -1)) / _DICE_SCALE
     mass = jnp.sum(prob * total + positive, axis=(-2, -1)) / _DICE_SCALE
     losses.append(1 - (2 * overlap + _DICE_SMOOTH) / (mass + _DICE_SMOOTH))
   return jnp.mean(jnp.stack(losses), axis=0)
+
+
+def _of_scale(maps: Score, scale: int) -> Float[Array, "b y x"]:
+  return maps[:, scale] if maps.ndim == 4 else maps
 
 
 def masked_mean(values: Float[Array, "b"], keep: Bool[Array, "b"]) -> Float[Array, ""]:
@@ -59,8 +71,8 @@ def masked_mean(values: Float[Array, "b"], keep: Bool[Array, "b"]) -> Float[Arra
 
 
 def selection_loss(
-  topdown: Float[Array, "b y x"] | None,
-  bottomup: Float[Array, "b y x"] | None,
+  topdown: Score | None,
+  bottomup: Score | None,
   *,
   box: Float[Array, "b 4"],
   is_global: Bool[Array, "b"],
@@ -124,4 +136,53 @@ def selection_loss(
   else:
     union = regions.union_targets(boxes, num_boxes, image_hw, grids, cells)
     add("bottomup", bottomup, union, num_boxes > 0)
+  return sum(terms.values()), terms
+
+
+def look_loss(
+  topdown: Score | None,
+  bottomup: Score | None,
+  index: Sequence[Int[Array, "b t"]],
+  *,
+  box: Float[Array, "b 4"],
+  is_global: Bool[Array, "b"],
+  image_hw: Grid,
+  grids: Sequence[Grid],
+  boxes: Float[Array, "b n 4"] | None = None,
+  num_boxes: Int[Array, "b"] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """Loss of the scores for a look after one that took `index`: find what is still unseen.
+
+  Binary cross-entropy over the tokens that were not looked at, of samples in which the look left
+  something to find. As in `selection_loss`, top-down is taught the box, and bottom-up the union of
+  all boxes if they are given, else the box.
+
+  Args:
+    topdown, bottomup: log-odds for the later look, or None.
+    index: raster indices per scale of what was looked at.
+    box, is_global, image_hw, grids, boxes, num_boxes: as in `selection_loss`.
+
+  Returns:
+    The loss and its terms: `later_{topdown,bottomup}_bce`.
+  """
+  terms = {}
+
+  def add(name, score, targets, hits, keep):
+    if score is None:
+      return
+    left = regions.unseen(targets, index, hits, grids)
+    rest = sum(counts.positive.sum(axis=(-2, -1)) for counts in left) > 0
+    terms[f"later_{name}_bce"] = masked_mean(bce(score, left), keep & rest)
+
+  cells = (bottomup if topdown is None else topdown).shape[-2:]
+  single = regions.box_targets(box, image_hw, grids, cells)
+  on_box = [geometry.hits_at(box, image_hw, grid, at) for grid, at in zip(grids, index)]
+  add("topdown", topdown, single, on_box, ~is_global)
+  if boxes is None:
+    add("bottomup", bottomup, single, on_box, ~is_global)
+  else:
+    union = regions.union_targets(boxes, num_boxes, image_hw, grids, cells)
+    on_any = [regions.union_hits_at(boxes, num_boxes, image_hw, grid, at)
+              for grid, at in zip(grids, index)]
+    add("bottomup", bottomup, union, on_any, num_boxes > 0)
   return sum(terms.values()), terms

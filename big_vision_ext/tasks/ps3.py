@@ -35,6 +35,10 @@ class Config:
       in the paper (cross-entropy and DICE; bottom-up is taught the union of all boxes).
     max_boxes: how many boxes of an image the input ships (`input.max_boxes`). Above 0, bottom-up
       is taught their union under "bce" as well.
+    tiles: how many tiles of the largest scale the input ships around the caption's region, with a
+      view of the whole, in place of the whole at that scale (`input.tiles`); 0 for the whole. See
+      `models.ps3.PS3Vision`.
+    view_size: side in pixels of that view (`input.view_size`).
     selection_weight: factor of the selection loss.
     temperature_init, bias_init: of the contrastive loss.
     contrast: its form and how it is computed.
@@ -44,6 +48,8 @@ class Config:
   text: dict[str, Any]
   selection_loss: Literal["bce", "bce_dice"] = "bce"
   max_boxes: int = 0
+  tiles: int = 0
+  view_size: int = 1512
   selection_weight: float = 1.0
   temperature_init: float = 10.0
   bias_init: float = -10.0
@@ -80,7 +86,9 @@ class Task:
   @property
   def flops_per_example(self) -> int:
     """Model FLOPs of one training example: three times the forward pass."""
-    return flops.train(self.forward_flops((sum(self.vision.budget()),), num_prompts=2))
+    tokens = sum(self.vision.budget())
+    looks = (tokens // 2, tokens - tokens // 2) if self.vision.look_policy else (tokens,)
+    return flops.train(self.forward_flops(looks, num_prompts=2))
 
   def forward_flops(self, selected: Sequence[int], num_prompts: int = 1) -> int:
     """FLOPs of one image and one text, with looks of so many tokens each; () for none."""
@@ -88,7 +96,8 @@ class Task:
     parts = flops.ps3(
         scales=v.scales, selected=selected, width=v.width, depth=v.depth,
         mlp_dim=v.mlp_dim, patch_size=v.patch_size, num_select_layers=len(v.select_layers),
-        num_prompts=num_prompts, selection_size=v.selection_size,
+        num_prompts=num_prompts, num_maps=v.num_maps,
+        policy_hidden=v.policy_hidden if v.look_policy else 0, selection_size=v.selection_size,
         selection_hidden=v.selection_hidden,
         selection_out=v.selection_out, selection_depth=v.selection_depth,
         selection_kernel=v.selection_kernel, highres_selection=v.highres_branch,
@@ -98,7 +107,11 @@ class Task:
     return vision + _towers.text_flops(self.text)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    spec = _towers.batch_spec(batch_size, self.image_size, self.text.text_len)
+    spec = _towers.batch_spec(batch_size, self._train_side, self.text.text_len)
+    if n := self.config.tiles:
+      side = self.vision.patch_size * self.vision.scales[-1] // self.vision.scales[0]
+      spec["tiles"] = jax.ShapeDtypeStruct((batch_size, n, side, side, 3), np.uint8)
+      spec["tile_at"] = jax.ShapeDtypeStruct((batch_size, n), np.int32)
     if n := self.config.max_boxes:
       spec["boxes"] = jax.ShapeDtypeStruct((batch_size, n, 4), np.float32)
       spec["num_boxes"] = jax.ShapeDtypeStruct((batch_size,), np.int32)
@@ -106,11 +119,11 @@ class Task:
 
   def init(self, rng, batch):
     img, txt, prompt = jax.random.split(rng, 3)
-    one = {k: batch[k][:1] for k in ("image", "text", "box", "is_global")}
+    one = {k: v[:1] for k, v in batch.items()}
     width = jnp.zeros((1, self.vision.width))
     return {
         "img": self.vision.init(img, one["image"], prompt=width, box=one["box"],
-                                is_global=one["is_global"])["params"],
+                                is_global=one["is_global"], tiles=self._tiles(one))["params"],
         "txt": self.text.init(txt, one["text"])["params"],
         "prompt_proj": self.prompt.init(prompt, jnp.zeros((1, self.text.out_dim)))["params"],
         "t": jnp.full((1,), np.log(self.config.temperature_init), jnp.float32),
@@ -119,20 +132,25 @@ class Task:
 
   def loss(self, params, batch, rng, train: bool):
     del rng, train  # Nothing here is random.
-    _towers.check_image(batch["image"], self.image_size)
+    _towers.check_image(batch["image"], self._train_side)
     ztxt, prompt = self._read(params, batch)
     pooled, out = self.vision.apply(
         {"params": params["img"]}, batch["image"], prompt=prompt, box=batch["box"],
-        is_global=batch["is_global"])
+        is_global=batch["is_global"], tiles=self._tiles(batch))
     contrast, metrics = contrastive.contrastive_loss(
         selection_head.l2_normalize(pooled), ztxt, jnp.exp(params["t"])[0], params["b"][0],
         self.config.contrast)
     size = (self.image_size, self.image_size)
+    regions = dict(
+        box=batch["box"], is_global=batch["is_global"], image_hw=size,
+        grids=self.vision.grids(size), boxes=batch.get("boxes"), num_boxes=batch.get("num_boxes"))
     where, terms = selection_loss.selection_loss(
-        out["topdown"]["score"], out["bottomup"]["score"], box=batch["box"],
-        is_global=batch["is_global"], image_hw=size, grids=self.vision.grids(size),
-        form=self.config.selection_loss,
-        boxes=batch.get("boxes"), num_boxes=batch.get("num_boxes"))
+        out["topdown"]["score"], out["bottomup"]["score"], form=self.config.selection_loss,
+        **regions)
+    if self.vision.look_policy:
+      later, more = selection_loss.look_loss(
+          out["later"]["topdown"], out["later"]["bottomup"], out["first_look"], **regions)
+      where, terms = where + later, terms | more
     total = contrast + self.config.selection_weight * where
     return total, metrics | terms | {"loss_contrastive": contrast, "loss_selection": where}
 
@@ -209,7 +227,8 @@ class Task:
 
     Keyword arguments are those of `PS3Vision.encode_image` (looks, budgets, scores). Added to what
     it returns: `text`, the normalised embedding of the prompt (b, d), and `score_bottomup` and
-    `score_topdown`, selection probabilities (b, gy, gx); those of the prompt only if there is one.
+    `score_topdown`, selection probabilities (b, gy, gx), or (b, s, gy, gx) with a map for each
+    scale; those of the prompt only if there is one.
     """
     text, prompt = self._read(params, batch) if "text" in batch else (None, None)
     out = self.vision.apply(
@@ -218,6 +237,14 @@ class Task:
     if prompt is None:
       return out
     return out | {"text": text, "score_topdown": jax.nn.sigmoid(out["score"])}
+
+  @property
+  def _train_side(self) -> int:
+    """Side in pixels of the images of a training batch."""
+    return self.config.view_size if self.config.tiles else self.image_size
+
+  def _tiles(self, batch):
+    return (batch["tiles"], batch["tile_at"]) if self.config.tiles else None
 
   def _read(self, params, batch):
     """Normalised text embedding and the prompt made of it, both (b, d)."""

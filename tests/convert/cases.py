@@ -30,6 +30,11 @@ PS3 = {
     "no branch": {
         "image": dict(_TEST_VIT, posemb_grid=[4, 4], highres_branch=False), "text": _TEXT},
 }
+# One that ps3-torch cannot hold: every switch beyond the original.
+BEYOND = {
+    "image": dict(_TEST_VIT, posemb_grid=[4, 4], low_antialias=True, selection_antialias=True,
+                  selection_maps="each", budget_rule="cells", look_policy=True, policy_hidden=12),
+    "text": _TEXT}
 SIGLIP = {
     "image": dict(width=48, depth=2, mlp_dim=100, num_heads=3, patch_size=8, image_size=40),
     "text": dict(_TEXT, out_dim=48), "bias_init": -10.0}

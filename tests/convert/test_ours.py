@@ -63,9 +63,9 @@ def test_a_published_model_has_the_released_number_of_tensors_and_parameters(nam
   assert round(count(""), 1) == total and round(count("vision_model."), 1) == vision
 
 
-@pytest.mark.parametrize("name", cases.PS3)
-def test_the_arrays_said_of_a_ps3_model_are_those_that_it_makes(name):
-  assert ours.shapes("ps3", cases.PS3[name]) == built("ps3", cases.PS3[name])
+@pytest.mark.parametrize("model", [*cases.PS3.values(), cases.BEYOND], ids=[*cases.PS3, "beyond"])
+def test_the_arrays_said_of_a_ps3_model_are_those_that_it_makes(model):
+  assert ours.shapes("ps3", model) == built("ps3", model)
 
 
 @pytest.mark.parametrize("image,text", [

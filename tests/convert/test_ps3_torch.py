@@ -228,6 +228,10 @@ def test_models_that_ours_cannot_be_are_refused(tmp_path, part, change, message)
     ({"pool_type": "gap"}, {}, "image.pool_type"),
     ({"posemb_grid": [4, 5]}, {}, "square position tables"),
     ({"final_norm": False}, {"pool_type": "first"}, "(?s)final_norm=False.*text.pool_type"),
+    ({"low_antialias": True, "selection_antialias": True}, {},
+     "(?s)model.image.low_antialias=True: it has False only.*image.selection_antialias=True"),
+    ({"selection_maps": "each", "budget_rule": "cells", "look_policy": True}, {},
+     "(?s)image.selection_maps='each'.*image.budget_rule='cells'.*image.look_policy=True"),
 ])
 def test_settings_without_a_counterpart_are_refused_together(tmp_path, image, text, message):
   model = cases.PS3["named"]

@@ -120,6 +120,20 @@ def test_selection_cost_is_counted_as_written_by_hand():
   conv = 3 * (2 * 49 * 6 + 2 * 6 * 24 * 2) + 2 * 3 * 64 * 6 + 2 * 6 * 5 + 2 * 2 * 5
   assert flops.ps3(**sizes, **args)["select"] == low + 16 * conv + 2 * 2 * 8 * 5
   assert flops.ps3(**sizes, **args, highres_selection=False)["select"] == low
+  # Two maps instead of one: more outputs of the two last layers, and twice the cosines.
+  more = 4 * (2 * 16 * 8 + 2 * 2 * 8) + 16 * (2 * 2 * 5) + 2 * 2 * 8 * 5
+  assert flops.ps3(**sizes, **args, num_maps=2)["select"] == low + 16 * conv + 160 + more
+
+
+def test_a_policy_is_counted_for_every_look_but_the_first():
+  sizes = dict(width=8, depth=2, mlp_dim=12, patch_size=4, scales=(8, 16), num_prompts=2)
+  one, three = (flops.ps3(**sizes, selected=[3] * n)["select"] for n in (1, 3))
+  assert one == three
+  cell = 2 * 8 * 5 + 9 * 2 * (1 + 1 + 5) * 5 + 9 * 2 * 5 * 5 + 2 * 5
+  policy = 4 * cell + 2 * 8 * 5 + 2 * 5 * 5
+  for looks in (1, 3):
+    own = flops.ps3(**sizes, selected=[3] * looks, policy_hidden=5)["select"]
+    assert own - one == (looks - 1) * 2 * policy
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,37 @@ def test_budgets_are_tokens_or_shares_and_never_more_than_there_are(measured):
   assert got["chance/recall_at_20"] == 20 / 320
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["split", "cells"])
+def test_a_policys_looks_are_counted_as_it_takes_them_and_its_ranking_beside_them(rule):
+  image = PS3["image"] | {"look_policy": True, "budget_rule": rule}
+  task = tasks.make("ps3", PS3 | {"image": image})
+  batch = _batch(128, n=4)
+  shapes = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0), batch))
+  rng = np.random.default_rng(1)
+  params = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes)
+  counts = selection_quality.counts_of(task.vision, SIZE, (20, 60))
+  plain = tasks.make("ps3", PS3 | {"image": PS3["image"] | {"budget_rule": rule}})
+  without = {**params, "img": {k: v for k, v in params["img"].items() if k != "later_looks"}}
+
+  def found(task, params):
+    return jax.jit(lambda p, b: selection_quality._found(
+        task, SIZE, list(counts.values()), ("topdown", "random"), p, b))(params, batch)
+
+  own, other = found(task, params), found(plain, without)
+  np.testing.assert_array_equal(own["ranked_topdown"], other["topdown"])
+  np.testing.assert_array_equal(own["random"], other["random"])
+  # One look is the first look of both; at three they part.
+  np.testing.assert_array_equal(own["topdown"][:, 0], other["topdown"][:, 0])
+  assert np.any(own["topdown"][:, 1] != other["topdown"][:, 1])
+  looked = jax.jit(lambda p, b: task.encode(p, b, num_looks=3)["index"])(
+      params, {k: batch[k] for k in ("image", "text")})
+  for i, box in enumerate(batch["box"]):
+    hits = sum(_touches(box, 128, g[0], t) for g, at in zip(task.vision.grids(SIZE), looked)
+               for t in at[i])
+    assert hits == own["topdown"][i, 1]
+
+
 def test_the_maps_are_those_that_random_selection_of_regions_uses():
   vision = types.SimpleNamespace(cells=(4, 4), smooth_selection_prob=False)
   task = types.SimpleNamespace(vision=vision)

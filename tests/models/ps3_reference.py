@@ -30,6 +30,11 @@ def resize(image, size):
   return np.einsum("hy,byxc,wx->bhwc", rows, image.astype(np.float64), cols)
 
 
+def resize_antialias(image, size):
+  rows, cols = (ref.cubic_weights(n, m) for n, m in zip(image.shape[1:3], size))
+  return np.einsum("hy,byxc,wx->bhwc", rows, image.astype(np.float64), cols)
+
+
 def pool(x, size, reduce):
   """Adaptive pooling of (b, y, x), window by window."""
   out = np.zeros((x.shape[0], *size))
@@ -81,6 +86,14 @@ def depthwise(p, x):
   return out + p["bias"]
 
 
+def conv3x3(p, x):
+  padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  h, w = x.shape[1:3]
+  return p["bias"] + sum(
+    padded[:, i : i + h, j : j + w] @ p["kernel"][i, j] for i in range(3) for j in range(3)
+  )
+
+
 def adapter(p, x):
   x = ref.project(p["fc1"], x)
   for i in range(sum(key.startswith("block_") for key in p)):
@@ -119,7 +132,8 @@ class Reference:
     return table.reshape(side, side, -1)[: grid[0], : grid[1]].reshape(grid[0] * grid[1], -1)
 
   def low(self, image):
-    x = self.normalise(resize(image, (self.c.scales[0],) * 2))
+    how = resize_antialias if self.c.low_antialias else resize
+    x = self.normalise(how(image, (self.c.scales[0],) * 2))
     x = ref.convolve_patches(self.p["embedding"], x) + self.positions((self.g, self.g))
     hidden, kv = encoder(self.p["Transformer"], x)
     return hidden, kv, self.attend_pool(hidden[-1])
@@ -136,11 +150,13 @@ class Reference:
     q = p["selection_feature_proj"]
     x = np.concatenate([hidden[i] for i in c.select_layers], -1)
     x = ref.layer_norm(q["norm"], ref.gelu(ref.project(q["fc1"], x)), 1e-5)
-    x = ref.project(q["fc2"], x)[..., : c.width].reshape(-1, self.g, self.g, c.width)
-    score = np.einsum("byxc,bc->byx", unit(x), unit(prompt))
+    x = ref.project(q["fc2"], x).reshape(-1, self.g, self.g, len(c.scales) - 1, c.width)
+    scores = [np.einsum("byxc,bc->byx", unit(x[..., i, :]), unit(prompt))
+              for i in range(len(c.scales) - 1)]
     if c.highres_branch:
       q = p["highres_selection"]
-      z = self.normalise(resize(image, (c.selection_size,) * 2))
+      how = resize_antialias if c.selection_antialias else resize
+      z = self.normalise(how(image, (c.selection_size,) * 2))
       n = c.selection_size // c.selection_kernel
       z = ref.convolve_patches(q["stem"], z).reshape(len(z), n, n, -1)
       z = ref.layer_norm(q["stem_norm"], z)
@@ -149,19 +165,85 @@ class Reference:
         y = ref.layer_norm(b["norm"], depthwise(b["conv_dw"], z))
         z = z + b["scale"] * ref.project(b["fc2"], ref.gelu(ref.project(b["fc1"], y)))
       z = ref.project(q["out_proj"], z)
-      fine = ref.project(p["prompt_proj_for_highres"], prompt)[:, : c.selection_out]
-      fine = np.einsum("byxc,bc->byx", unit(z), unit(fine))
-      score = (score + pool(fine, (self.g, self.g), np.max)) / 2
-    return 5 * score
+      asked = ref.project(p["prompt_proj_for_highres"], prompt)
+      for i in range(len(scores)):
+        fine = asked[:, i * c.selection_out : (i + 1) * c.selection_out]
+        fine = np.einsum("byxc,bc->byx", unit(z), unit(fine))
+        scores[i] = (scores[i] + pool(fine, (self.g, self.g), np.max)) / 2
+    return 5 * (scores[0] if c.selection_maps == "first" else np.stack(scores, 1))
 
   def maps(self, score, hw, box=None):
     """Probability per scale, forced ones set to one, and the painted and dilated ground truth."""
-    prob = [nearest(1 / (1 + np.exp(-score)), grid) for grid in self.grids(hw)]
+    grids = self.grids(hw)
+    score = [score[:, i] if score.ndim == 4 else score for i in range(len(grids))]
+    prob = [nearest(1 / (1 + np.exp(-s)), grid) for s, grid in zip(score, grids)]
     forced = [np.zeros(x.shape, bool) for x in prob]
     if box is not None:
       first = pool(paint(box, hw), self.grids(hw)[0], np.mean)
-      forced = [nearest(first, grid) > 0 for grid in self.grids(hw)]
+      forced = [nearest(first, grid) > 0 for grid in grids]
+      if self.c.budget_rule == "cells":
+        forced = [pool(paint(box, hw), grid, np.mean) > 0 for grid in grids]
     return prob, forced
+
+  def sequence(self, prob, forced):
+    """The tokens (scale, raster index) of each sample, in the order of the rule "cells"."""
+    zooms = [s // self.c.scales[0] for s in self.c.scales[1:]]
+    rows, cols = (n // zooms[0] for n in prob[0].shape[1:])
+    out = []
+    for b in range(len(prob[0])):
+      cells = []
+      for y in range(rows):
+        for x in range(cols):
+          at = [(slice(y * z, y * z + z), slice(x * z, x * z + z)) for z in zooms]
+          share = np.mean([f[b][w].mean() for f, w in zip(forced, at)])
+          score = np.mean([m[b][w].mean() for m, w in zip(prob, at)])
+          # Rounded: the model's float32 sums tie where these may differ in the last bit.
+          cells.append((-round(share, 6), -score, y, x))
+      tokens = []
+      for *_, y, x in sorted(cells):
+        for s, z in enumerate(zooms):
+          tokens += [(s, (y * z + i) * cols * z + x * z + j) for i in range(z) for j in range(z)]
+      out.append(tokens)
+    return out
+
+  def choose_cells(self, prob, forced, counts):
+    """Like `choose`, under the rule "cells": looks are pieces of one sequence."""
+    looks, start = [], 0
+    every = self.sequence(prob, forced)
+    for n in (sum(look) for look in counts):
+      looks.append([np.array([sorted(i for scale, i in tokens[start : start + n] if scale == s)
+                              for tokens in every]) for s in range(len(prob))])
+      start += n
+    return looks
+
+  def later(self, score, prompt, tokens, looks, hw):
+    """Scores for the next look, from the last features `tokens[look]` of the looks before."""
+    p, b, g, grids = self.p["later_looks"], len(score), self.g, self.grids(hw)
+    prompt = np.repeat(self.p["prior_prompt"][None], b, 0) if prompt is None else prompt
+    sums, count, total = np.zeros((b, g, g, self.c.width)), np.zeros((b, g, g)), np.zeros((g, g))
+    for h, w in grids:
+      for y in range(h):
+        for x in range(w):
+          total[y * g // h, x * g // w] += 1
+    for x, look in zip(tokens, looks):
+      place = [(s, i) for s, at in enumerate(look) for i in range(at.shape[1])]
+      for n in range(b):
+        for t, (s, i) in enumerate(place):
+          row, col = divmod(int(look[s][n, i]), grids[s][1])
+          cell = n, row * g // grids[s][0], col * g // grids[s][1]
+          sums[cell] += x[n, t]
+          count[cell] += 1
+    seen = count > 0
+    mean = sums / np.maximum(count, 1)[..., None]
+    found = ref.project(p["read"], ref.layer_norm(p["read_norm"], mean))
+    asked = ref.project(p["ask"], ref.layer_norm(p["ask_norm"], prompt))
+    match = found * asked[:, None, None] * seen[..., None]
+    overall = np.stack([m[at].mean(0) for m, at in zip(match, seen)])
+    maps = score.reshape(b, -1, g, g)
+    x = np.concatenate([maps.transpose(0, 2, 3, 1) / 5, (count / total)[..., None], match], -1)
+    x = conv3x3(p["near"], x) + ref.project(p["whole"], overall)[:, None, None]
+    x = ref.gelu(conv3x3(p["far"], ref.gelu(x))) @ p["out"]
+    return np.clip(maps + x.transpose(0, 3, 1, 2), -10, 10).reshape(score.shape)
 
   def choose(self, prob, forced, counts):
     """Raster indices (b, k) per look and scale, from `counts[look][scale]`."""
@@ -197,7 +279,8 @@ class Reference:
     hw = image.shape[1:3]
     hidden, kv, _ = self.low(image)
     score = self.score(image, hidden, prompt)
-    looks = self.choose(*self.maps(score, hw, box), counts)
+    choose = self.choose_cells if self.c.budget_rule == "cells" else self.choose
+    looks = choose(*self.maps(score, hw, box), counts)
     grids = self.grids(hw)
     full = [np.full((len(image), h * w, self.c.width), np.nan) for h, w in grids]
     for look in looks:
@@ -213,7 +296,8 @@ class Reference:
     hw = image.shape[1:3]
     hidden, kv, pooled_low = self.low(image)
     score = self.score(image, hidden, prompt)
-    (look,) = self.choose(*self.maps(score, hw, box), [counts])
+    choose = self.choose_cells if self.c.budget_rule == "cells" else self.choose
+    (look,) = choose(*self.maps(score, hw, box), [counts])
     tokens = self.high(image, kv, look)[-1]
     mask = None
     if pool_gt:

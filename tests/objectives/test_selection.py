@@ -40,19 +40,19 @@ def _loss(args, form):
   return selection.selection_loss(**args, image_hw=HW, grids=GRIDS, form=form)
 
 
-def dense_bce(score, mask, keep):
+def dense_bce(score, mask, keep, grids=GRIDS):
   """As released: probabilities and targets on every token, mean over both, then over scales."""
   losses = []
-  for grid in GRIDS:
+  for grid in grids:
     p = 1 / (1 + np.exp(-np.float64(ps3_reference.nearest(score, grid))))
     t = ps3_reference.pool(mask, grid, np.mean) > 0
     losses.append(-np.mean((t * np.log(p) + ~t * np.log(1 - p))[keep]))
   return np.mean(losses)
 
 
-def dense_dice(score, mask, keep):
+def dense_dice(score, mask, keep, grids=GRIDS):
   losses = []
-  for grid in GRIDS:
+  for grid in grids:
     p = 1 / (1 + np.exp(-np.float64(ps3_reference.nearest(score, grid))))[keep]
     t = (ps3_reference.pool(mask, grid, np.mean) > 0)[keep]
     sums = [x.sum((1, 2)) / 100 for x in (p * t, p, t)]
@@ -152,3 +152,72 @@ def test_missing_boxes_and_unknown_forms_are_explained():
     loss(d, "bce_dice", union=False)
   with pytest.raises(ValueError, match="unknown"):
     loss(d, "focal")
+
+
+def test_each_scale_may_have_a_score_of_its_own():
+  d = batch()
+  rng = np.random.default_rng(7)
+  own = rng.uniform(-5, 5, (6, len(GRIDS), *CELLS)).astype(np.float32)
+  _, terms = loss(d, "bce_dice", topdown=own)
+  mask, local = ps3_reference.paint(d["box"], HW), ~d["is_global"]
+  for name, dense in (("bce", dense_bce), ("dice", dense_dice)):
+    expected = np.mean([dense(own[:, i], mask, local, [grid]) for i, grid in enumerate(GRIDS)])
+    np.testing.assert_allclose(terms[f"selection_topdown_{name}"], expected, rtol=1e-5)
+
+
+def dense_later(score, mask, index, keep):
+  """Cross-entropy over the tokens that are not in `index`, sample by sample."""
+  losses = []
+  for b in np.flatnonzero(keep):
+    scales, left = [], 0
+    for i, grid in enumerate(GRIDS):
+      s = score[b, i] if score.ndim == 4 else score[b]
+      p = 1 / (1 + np.exp(-np.float64(ps3_reference.nearest(s[None], grid)))).ravel()
+      t = (ps3_reference.pool(mask[b][None], grid, np.mean) > 0).ravel()
+      unseen = np.setdiff1d(np.arange(t.size), index[i][b])
+      p, t = p[unseen], t[unseen]
+      left += t.sum()
+      scales.append(-np.sum(t * np.log(p) + ~t * np.log(1 - p)) / max(len(unseen), 1))
+    if left:
+      losses.append(np.mean(scales))
+  return np.mean(losses) if losses else 0.0
+
+
+@pytest.mark.parametrize("union", [False, True])
+@pytest.mark.parametrize("each", [False, True])
+def test_a_later_look_is_taught_what_is_still_unseen(union, each):
+  d = batch(1)
+  rng = np.random.default_rng(2)
+  if each:
+    d |= {k: rng.uniform(-5, 5, (6, 3, *CELLS)).astype(np.float32) for k in ("topdown", "bottomup")}
+  # The coarsest scale is seen whole, and the first sample's box at all scales.
+  index = [np.stack([rng.permutation(h * w)[:n] for _ in range(6)])
+           for (h, w), n in zip(GRIDS, (48, 100, 700))]
+  d["box"][0] = [0, 0, 3, 3]
+  for i, (_, w) in enumerate(GRIDS):
+    on_box = [y * w + x for y in range(3) for x in range(3)]
+    index[i][0] = np.concatenate([on_box, np.setdiff1d(index[i][0], on_box),
+                                  np.setdiff1d(np.arange(GRIDS[i][0] * w), [*on_box, *index[i][0]])
+                                  ])[: index[i].shape[1]]
+  args = {k: d[k] for k in ("topdown", "bottomup", "box", "is_global")} | dict(index=index)
+  if union:
+    args |= dict(boxes=d["boxes"], num_boxes=d["num_boxes"])
+
+  def f(topdown):
+    a = args | dict(topdown=topdown)
+    return selection.look_loss(**a, image_hw=HW, grids=GRIDS)
+
+  (total, terms), grad = jax.jit(jax.value_and_grad(f, has_aux=True))(jnp.asarray(d["topdown"]))
+  one, local = ps3_reference.paint(d["box"], HW), ~d["is_global"]
+  want = {"later_topdown_bce": dense_later(d["topdown"], one, index, local),
+          "later_bottomup_bce": dense_later(d["bottomup"], one, index, local)}
+  if union:
+    want["later_bottomup_bce"] = dense_later(
+      d["bottomup"], union_mask(d), index, d["num_boxes"] > 0)
+  assert set(terms) == set(want)
+  for key, value in want.items():
+    np.testing.assert_allclose(terms[key], value, rtol=1e-5, err_msg=key)
+  np.testing.assert_allclose(total, sum(want.values()), rtol=1e-5)
+  assert np.all(np.isfinite(grad))
+  # Nothing to teach where all was found, or where the caption is of the whole image.
+  assert not np.any(grad[0]) and not np.any(grad[1]) and np.any(grad[2])
