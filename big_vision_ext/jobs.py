@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import images, records
+from input_pipeline import images, pictures, records
 
 # What Pillow reads and people keep photographs and scans in.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -63,14 +63,15 @@ class Source:
       pixels = images.decode_image(self.path.read_bytes(), str(self.path))
       return Photo(pixels, np.zeros((0, 4), np.float32))
     sample = self.dataset[self.index]
-    pixels = images.decode_image(sample.image, self.dataset.where(self.index),
-                                 expect_size=(sample.width, sample.height))
-    return Photo(pixels, sample.boxes)
+    return Photo(pictures.whole(sample, self.dataset.where(self.index)), sample.boxes)
 
   def shape(self) -> tuple[int, int]:
     """Height and width of the image, from its header; raises as `read` does."""
-    data = self.path.read_bytes() if self.path else self.dataset[self.index].image
-    width, height = images.image_size(data, self.key)
+    sample = None if self.path else self.dataset[self.index]
+    if sample is not None and sample.pyramid is not None:
+      return sample.height, sample.width
+    width, height = images.image_size(
+        self.path.read_bytes() if self.path else sample.image, self.key)
     return height, width
 
 

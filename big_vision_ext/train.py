@@ -7,38 +7,45 @@ the data and all randomness are functions of the seed and the step, so that a ru
 at any moment ends with the same parameters and metrics, bit for bit, as one that was not.
 
 Exit codes: 0 the run is complete, 2 an error (one line on stderr; `--debug` shows where), 143 after
-SIGTERM and 130 after Ctrl-C, both with the last step saved.
+SIGTERM and 130 after Ctrl-C, both with the last step saved; all of them: `core.exit_codes`.
 """
 
 import argparse
 import contextlib
-import difflib
+import os
 import sys
+import time
 from collections.abc import Sequence
 
 import jax
 
 from big_vision_ext import evaluators, tasks, weights
-from big_vision_ext.core import checkpoint, schedules, sharding, trees
+from big_vision_ext.core import (
+    checkpoint,
+    exit_codes,
+    hardware,
+    inspection,
+    nonfinite,
+    processes,
+    schedules,
+    sharding,
+    stopping,
+    trees,
+)
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import console as console_lib
 from big_vision_ext.core import metrics as metrics_lib
 from big_vision_ext.core import step as step_lib
-from big_vision_ext.core.stopping import Stopper
+from big_vision_ext.core.feed import Feed
 from big_vision_ext.core.timing import Clock
+from big_vision_ext.core.watchdog import Watchdog
 from big_vision_ext.core.workdir import Workdir
 from input_pipeline import loader
 
-# With nan_policy "skip": so many bad updates in a row are no accident.
-MAX_SKIPPED_IN_ROW = 100
-
-
-class TrainingError(ValueError):
-  """Training cannot go on."""
-
 
 def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Console,
-          stack: contextlib.ExitStack) -> int:
+          stack: contextlib.ExitStack, *, fall_back: bool = False,
+          roll_back: nonfinite.RollBackError | None = None) -> int:
   """Runs an experiment to its end, or until it is asked to stop.
 
   Args:
@@ -46,12 +53,15 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
     workdir: where.
     console: tells how it goes.
     stack: gets what has to be closed afterwards, whatever happens.
+    fall_back: if the last checkpoint is damaged, go on from the one before.
+    roll_back: why an earlier call gave up, if it did: where in the data to go on.
 
   Returns:
     The process's exit code.
 
   Raises:
     ValueError: the config, the data or a checkpoint does not fit; the message says what.
+    RollBackError: to be called again with it.
   """
   ### How long is the run?
   input_config = config_lib.build(loader.InputConfig, config.input, "config.input")
@@ -72,7 +82,7 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
   if checkpoints.steps() and checkpoints.steps()[-1] >= total:
     console.say(f"This run is complete: step {checkpoints.steps()[-1]} of {total}, "
                 f"in {workdir.path}")
-    show_last(console, workdir)
+    console.values(metrics_lib.last_values(workdir.path))
     return 0
 
   ### Devices, model, optimiser.
@@ -96,10 +106,10 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
 
   ### Where do we begin: this run's last checkpoint, another run, other weights, or nothing?
   with console.doing("Looking for a checkpoint"):
-    restored = checkpoints.restore_latest(shapes, shardings)
-  clock_state = restored[1]["clock"] if restored else {}
+    restored = checkpoints.restore_latest(shapes, shardings, fall_back)
+  clock_state, meta = (restored[1]["clock"], restored[1]) if restored else ({}, {})
   # What the weights began from, for the cards of exports.
-  origin = checkpoint.origin(restored[1]) if restored else {}
+  origin = checkpoint.origin(meta)
   if restored:
     state = restored[0]
   elif config.resume:
@@ -113,42 +123,40 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
       jax.block_until_ready(state)
     if config.init:
       with console.doing(f"Loading weights from {config.init.path}"):
-        state["params"], source = weights.init_params(config.init, state["params"],
-                                                      shardings["params"])
+        params, source = weights.init_params(config.init, state["params"], shardings["params"])
+        state = step_lib.with_params(state, params)
       origin = {"init": [source]}
   start = int(state["step"])
   if start >= total:
-    raise TrainingError(f"config.resume={config.resume} has taken {start} steps already; this run "
-                        f"is to end after {total}")
+    raise nonfinite.TrainingError(f"config.resume={config.resume} has taken {start} steps already; "
+                                  f"this run is to end after {total}")
   if start:
     console.say(f"Going on from step {start} of {total}")
 
   ### The input, from that step on, and the compiled step.
-  stream = loader.train_stream(
-      input_config, batch_size=config.batch_size, seed=config.seed, start_step=start,
-      process_index=jax.process_index(), process_count=jax.process_count())
-  stack.callback(stream.close)
-  spec = task.batch_spec(config.batch_size)
-
-  def next_batch():
-    batch = step_lib.check_batch(spec, next(stream), jax.process_count())
-    return loader.to_global(batch, rows)
-
+  account, roll_backs = dict(meta.get("feed", {})), meta.get("roll_backs", 0)
+  if roll_back:
+    account["passed_over"], roll_backs = roll_back.next_batch - start, roll_back.count
+  feed = Feed(input_config, task.batch_spec(config.batch_size), rows, start=start, account=account,
+              batch_size=config.batch_size, seed=config.seed)
+  stack.callback(feed.close)
   clock = Clock(step=start, batch_size=config.batch_size, total_steps=total,
                 flops_per_example=getattr(task, "flops_per_example", None), **clock_state)
+  policy = nonfinite.Policy(config, skipped=int(state["skipped"]), roll_backs=roll_backs)
 
-  def report(step, scalars, check_only=False):
+  def report(step, scalars, told, check_only=False):
     scalars = {k: float(v) for k, v in jax.device_get(scalars).items()}
+    _, waited, *skipped = told.rows().T
     if writer and not check_only:
-      timing = clock.report(step) | {"time/skipped_records": sum(stream.skipped.values())}
       writer.write_scalars(
-          step, scalars | {"examples_seen": step * config.batch_size} | timing)
-    check_finite(config, step, scalars)
+          step, scalars | {"examples_seen": step * config.batch_size} | feed.metrics(skipped)
+          | policy.metrics() | clock.report(step, waited.max() / 1000))
+    policy.check(step, scalars, feed.passed_over)
 
   def evaluate(step, names):
     for name in names:
       with console.doing(f"Evaluating {name}"):
-        values = evals[name].run(state["params"])
+        values = evals[name].run(step_lib.evaluated(state))
       if writer:
         writer.write_scalars(step, {f"{name}/{k}": v for k, v in values.items()})
 
@@ -156,15 +164,16 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
     return step == total or bool(interval) and step % interval == 0
 
   stack.enter_context(sharding.use(mesh, rules))
-  stopper = stack.enter_context(Stopper())
+  stopper = stack.enter_context(stopping.Stopper())
 
   with console.doing("Reading the first batch"):
-    batch = next_batch()
+    batch = feed.next()
   with console.doing("Compiling the training step"):
-    train_step = jax.jit(
-        step_lib.make(task, config, tx, schedule, mesh), donate_argnums=0,
-        in_shardings=(shardings, rows), out_shardings=(shardings, sharding.replicated(mesh)),
-    ).lower(state, batch).compile()
+    began = time.perf_counter()
+    jitted = step_lib.jitted(task, config, tx, schedule, mesh, shardings, rows)
+    compiled = jitted.lower(state, batch).compile()
+  console.say(inspection.describe(compiled, time.perf_counter() - began, state["params"]))
+  train_step = inspection.checked(jitted) if config.debug.checks else compiled
 
   workdir.claim()
   writer = None
@@ -173,67 +182,63 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
     stack.callback(writer.close)
 
   ### The loop. The host looks at the metrics of a step while the device works on the next one.
+  exchange = processes.Exchange(mesh)
+  profile = inspection.Profile(config.profile_steps, workdir.path)
+  stack.callback(profile.close)
+  watchdog = stack.enter_context(Watchdog(config.stall_seconds, workdir.path))
   clock.start()
   previous = pending = None
   for step in range(start + 1, total + 1):
-    if batch is None:
-      with clock.waiting():
-        batch = next_batch()
-    state, scalars = train_step(state, batch)
-    batch = None
-    jax.block_until_ready(previous)
+    watchdog.beat(f"working on step {step}")
+    with profile.step(step):
+      if batch is None:
+        with clock.waiting():
+          batch = feed.next()
+      state, scalars = train_step(state, batch)
+      batch = None
+      told, known = exchange.tell([stopper.signal, 1000 * clock.waited, *feed.skipped()])
+      jax.block_until_ready(previous)
     previous = scalars
     console.progress(step - 1, clock.pace(step - 1))
     if pending:
       report(*pending)
-    pending = (step, scalars) if step == 1 or due(step, every["log"]) else None
+    pending = (step, scalars, told) if step == 1 or due(step, every["log"]) else None
 
-    stop = stopper.wanted(step)
+    stop = known and stopping.EXIT_CODES.get(int(known.rows()[:, 0].max()))
     save = stop or due(step, every["ckpt"])
     names = [n for n in evals if due(step, eval_every[n])]
     if save or names:
       # What is reported up to a step is on disk before its checkpoint is: a resumed run takes
       # back later lines and never misses earlier ones.
-      report(step, scalars, check_only=not pending)
+      try:
+        report(step, scalars, told, check_only=not pending)
+      except nonfinite.RollBackError:
+        if not stop:
+          raise
+        # Started again, the run comes to this step once more, and goes back then.
+        console.say(f"Stopped after step {step} of {total}, which is not saved")
+        return stop
       pending = None
-      with clock.pause():
+      with clock.pause(), watchdog.patient(f"evaluating or saving step {step}"):
         evaluate(step, names)
         if save:
           if writer:
             writer.flush()
-          checkpoints.save(step, state, {"config": config_lib.to_dict(config),
-                                         "clock": clock.state(), **origin})
+          checkpoints.save(step, state, {
+              "config": config_lib.to_dict(config), "clock": clock.state(), **origin,
+              "feed": feed.account(told.rows().T[2:]), "roll_backs": roll_backs})
     if stop and step < total:
-      checkpoints.wait()
+      with watchdog.patient(f"saving step {step}"):
+        checkpoints.wait()
       console.say(f"Stopped after step {step} of {total}, which is saved; "
                   "the same command goes on from there")
-      return stopper.exit_code
+      return stop
 
-  checkpoints.wait()
+  with watchdog.patient(f"saving step {total}"):
+    checkpoints.wait()
   console.say(f"Done: step {total}, in {workdir.path}")
-  show_last(console, workdir)
-  return 0
-
-
-def check_finite(config: config_lib.Config, step: int, scalars: dict[str, float]) -> None:
-  """Ends the run, by config.nan_policy, if updates had to be left out as they were not finite."""
-  skipped, in_row = int(scalars["skipped_updates"]), int(scalars["skipped_in_row"])
-  seen = f"loss {scalars['loss']}, gradient norm {scalars['grad_norm']} at step {step}"
-  if skipped and config.nan_policy == "stop":
-    raise TrainingError(
-        f"{skipped} update(s) were not finite by step {step} and were left out ({seen}). The "
-        "last checkpoint is sound. Lower config.lr, or set config.nan_policy='skip' to go on")
-  if in_row >= MAX_SKIPPED_IN_ROW:
-    raise TrainingError(f"the last {in_row} updates were all not finite ({seen})")
-
-
-def show_last(console: console_lib.Console, workdir: Workdir) -> None:
-  """Prints the last value of every metric but those of the machine."""
-  last = {}
-  for line in metrics_lib.read(workdir.path):
-    last |= {k: v for k, v in line.items() if not metrics_lib.is_timing(k) and k != "step"}
-  for name, value in last.items():
-    console.say(f"  {name:<40} {'not finite' if value is None else console_lib.short(value)}")
+  console.values(metrics_lib.last_values(workdir.path))
+  return exit_codes.COMPLETE
 
 
 def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -250,21 +255,12 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument("--workdir", help="directory of this run")
   parser.add_argument("--resume_with_changes", action="store_true",
                       help="go on in the workdir though the config has changed")
+  parser.add_argument("--fallback_checkpoint", action="store_true",
+                      help="if the last checkpoint is damaged, go on from the one before")
   parser.add_argument("--distributed", action="store_true",
                       help="this is one of several processes")
   parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-  options, rest = parser.parse_known_args(argv)
-  overrides = []
-  while rest:
-    arg = rest.pop(0)
-    if not arg.startswith("--config."):
-      known = [a for action in parser._actions for a in action.option_strings]
-      near = difflib.get_close_matches(arg.split("=")[0], known, n=1)
-      raise config_lib.ConfigError(f"unknown argument {arg!r}"
-                                   + (f"; did you mean {near[0]}?" if near else ""))
-    if "=" not in arg and rest and not rest[0].startswith("--"):
-      arg = f"{arg}={rest.pop(0)}"
-    overrides.append(arg.removeprefix("--config."))
+  options, overrides = config_lib.split_overrides(parser, argv)
   if not options.config or not options.workdir:
     raise config_lib.ConfigError("expected --config FILE and --workdir DIR; --help tells more")
   return options, overrides
@@ -273,24 +269,39 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command line; returns its exit code."""
   argv = sys.argv[1:] if argv is None else argv
+  several = "--distributed" in argv or "JAX_NUM_PROCESSES" in os.environ
 
   def command() -> int:
     options, overrides = parse_args(argv)
-    config = config_lib.resolve(config_lib.load(options.config, overrides))
-    if options.distributed:
-      sharding.join_processes()
+    if several:
+      # Without the settings by hardware: which one it is, is known once the processes have met.
+      plain = config_lib.resolve(config_lib.load(options.config, overrides))
+      sharding.join_processes(plain.peer_seconds)
+    kind = jax.devices()[0].device_kind
+    config = config_lib.resolve(config_lib.load(options.config, overrides, device_kind=kind))
     console_lib.set_up_logging(options.debug)
     first = jax.process_index() == 0
     console = console_lib.Console(quiet=not first)
-    with contextlib.ExitStack() as stack:
-      workdir = Workdir(options.workdir, config, writes=first,
-                        accept_changes=options.resume_with_changes)
-      stack.callback(workdir.close)
+    workdir = Workdir(options.workdir, config, writes=first,
+                      accept_changes=options.resume_with_changes)
+    with contextlib.closing(workdir):
+      if own := config.hardware.get(hardware.name(kind)):
+        console.say(f"On {hardware.name(kind)} these settings are used: {own}")
       if workdir.changes:
         console.say("The config has changed in\n  " + "\n  ".join(workdir.changes))
-      return train(config, workdir, console, stack)
+      roll_back = None
+      while True:
+        try:
+          with contextlib.ExitStack() as stack:
+            return train(config, workdir, console, stack, fall_back=options.fallback_checkpoint,
+                         roll_back=roll_back)
+        except nonfinite.RollBackError as error:
+          # Without its traceback, which holds on to the arrays of the state.
+          roll_back = error.with_traceback(None)
+        console.say(f"ROLL-BACK: {roll_back}")
 
-  return console_lib.exit_code(command, debug="--debug" in argv)
+  code = lambda: console_lib.exit_code(command, debug="--debug" in argv)
+  return processes.run_one_of_several(code) if several else code()
 
 
 if __name__ == "__main__":

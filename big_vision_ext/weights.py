@@ -28,6 +28,8 @@ from input_pipeline import input_config, text
 # What concerns the training of towers and not what they compute.
 _TRAINING_FIELDS = ("scan", "remat_policy", "dtype", "param_dtype", "dropout", "head_zeroinit",
                     "parent", "name")
+# Written apart, and what concerns the training of the task.
+_NOT_OF_MODELS = ("image", "text", "contrast")
 _TABLE = re.compile(r"(.*/)?(pos_embedding|pos_emb_residual_\d+)")
 
 
@@ -60,7 +62,7 @@ def load(source: str | os.PathLike, step: int | None = None) -> Loaded:
   """The model in a run's directory, a checkpoint's folder, or a file or folder of any format.
 
   Args:
-    source: the path.
+    source: the path; for a run with config.ema, followed by `:ema`, for its moving average.
     step: which checkpoint of a run; default the latest.
 
   Raises:
@@ -91,8 +93,7 @@ def read(source: str | os.PathLike, step: int | None = None) -> convert.Weights:
     if step is not None:
       raise convert.ConvertError(f"{source}: has no steps; --step is for the directory of a run")
     return _read_foreign(source)
-  checkpoints, step = checkpoint.find(
-      source if step is None else pathlib.Path(source) / checkpoint.FOLDER / str(step))
+  checkpoints, step = checkpoint.find(source, step)
   meta = checkpoints.meta(step)
   config = config_lib.resolve(meta["config"])
   params = npz.loop_layout(Tensors(checkpoints.params(step)), str(source))
@@ -108,7 +109,7 @@ def read(source: str | os.PathLike, step: int | None = None) -> convert.Weights:
 
 def is_run(source: str | os.PathLike) -> bool:
   """Whether a path is a run's directory, its checkpoints, or one of them."""
-  path = pathlib.Path(source).absolute()
+  path, _ = checkpoint.split_average(source)
   return ((path / checkpoint.FOLDER).is_dir() or path.name == checkpoint.FOLDER
           or path.name.isdigit() and path.parent.name == checkpoint.FOLDER)
 
@@ -120,7 +121,7 @@ def describe(task_name: str, model: Mapping[str, Any]) -> dict[str, Any]:
     raise convert.ConvertError(f"task {task_name!r} has no weight formats; expected 'siglip' or "
                                "'ps3'")
   image, words = _fields(task.vision), _fields(task.text)
-  out = {k: v for k, v in config_lib.to_dict(task.config).items() if k not in ("image", "text")}
+  out = {k: v for k, v in config_lib.to_dict(task.config).items() if k not in _NOT_OF_MODELS}
   if task_name == "siglip":
     # The task wants the size; the grid follows from it.
     image.pop("posemb_grid")
@@ -205,7 +206,7 @@ def licence(path: str | os.PathLike) -> str:
 
 
 def _about_run(source, step, config, meta) -> dict[str, Any]:
-  workdir = pathlib.Path(source).absolute()
+  workdir, _ = checkpoint.split_average(source)
   while workdir.name == checkpoint.FOLDER or workdir.parent.name == checkpoint.FOLDER:
     workdir = workdir.parent
   data = config.input.get("data")

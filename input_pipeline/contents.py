@@ -80,7 +80,7 @@ def _read(directory: str, split: str, stamp: int, threads: int) -> tuple[tuple[E
     for found in pool.map(look, range(len(source))):
       if isinstance(found, Exception):
         news.seen += 1
-        news.skip(found)
+        news.skip(found, directory)
         found = Entry()
       entries.append(found)
   return tuple(entries), news

@@ -1,16 +1,32 @@
 """How one record becomes one row of a batch, in training and in evaluation."""
 
 import collections
+import dataclasses
 import threading
 from typing import Any
 
 import numpy as np
 
-from input_pipeline import images, records, text, transforms
+from input_pipeline import images, pictures, records, text, tiles, transforms
 from input_pipeline.input_config import InputConfig
 
 # What makes a record unusable; each carries the `reason` it is counted under.
 UNUSABLE = (records.RecordError, images.ImageError, transforms.CaptionError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+  """What chance has decided about a row.
+
+  Attributes:
+    region: number of the region, None for the whole image.
+    caption: what is tokenised.
+    crop: the part of the image that becomes the square.
+  """
+
+  region: int | None
+  caption: str
+  crop: transforms.Crop
 
 
 class ExampleMaker:
@@ -21,10 +37,16 @@ class ExampleMaker:
     self._tokenizer = text.make_tokenizer(config.tokenizer)
     self._cache = ImageCache(config.cache_mb << 20)
 
-  def allocate(self, rows: int) -> dict[str, np.ndarray]:
-    """Returns the arrays of a batch of `rows` rows, not yet filled."""
+  def allocate(self, rows: int, *, whole: bool = False) -> dict[str, np.ndarray]:
+    """Returns the arrays of a batch of `rows` rows, not yet filled; `whole`: without tiles."""
     size, length, boxes = self._config.image_size, self._config.text_len, self._config.max_boxes
-    batch = {
+    count, side = self._config.tiles, self._config.tile_size
+    tiled = {}
+    if count and not whole:
+      size = self._config.view_size
+      tiled["tiles"] = np.empty((rows, count, side, side, 3), np.uint8)
+      tiled["tile_at"] = np.empty((rows, count), np.int32)
+    batch = tiled | {
       "image": np.empty((rows, size, size, 3), np.uint8),
       "text": np.empty((rows, length), np.int32),
       "box": np.empty((rows, 4), np.float32),
@@ -58,6 +80,22 @@ class ExampleMaker:
     Raises:
       CaptionError, ImageError: the record cannot be used.
     """
+    config, drawn = self._config, self.draw(sample, rng, where)
+    size = sample.width, sample.height
+    shape = {"scale": config.crop_scale, "ratio": config.crop_ratio}
+    least = transforms.least_decoded_size(*size, config.image_size, **shape)
+    picture = pictures.of(
+      sample, where, least, lambda part, decode: self._cache.get((key, part), decode)
+    )
+    self._write_rest(batch, row, sample, drawn.region, drawn.crop, drawn.caption)
+    x, y, w, h = drawn.crop
+    side = config.view_size if config.tiles else config.image_size
+    picture.region((x, y, x + w, y + h), (side, side), config.resize, batch["image"][row])
+    if config.tiles:
+      self._write_tiles(batch, row, picture, drawn.crop, rng)
+
+  def draw(self, sample: records.Sample, rng: np.random.Generator, where: str) -> Draw:
+    """Chooses region, caption and crop; raises CaptionError where there is nothing to say."""
     config = self._config
     region = transforms.choose_region(sample, rng, global_share=config.global_share)
     caption = sample.global_text if region is None else sample.texts[region]
@@ -73,12 +111,27 @@ class ExampleMaker:
       crop = transforms.random_crop(rng, *size, **shape)
     else:
       crop = transforms.crop_for_region(rng, *size, sample.boxes[region], **shape)
-    least = transforms.least_decoded_size(*size, config.image_size, **shape)
-    pixels = self._cache.get(
-      key, lambda: images.decode_image(sample.image, where, least, expect_size=size)
-    )
-    batch["image"][row] = self._resize(pixels, sample, crop)
-    self._write_rest(batch, row, sample, region, crop, caption)
+    return Draw(region, caption, crop)
+
+  def _write_tiles(
+    self,
+    batch: dict[str, np.ndarray],
+    row: int,
+    picture: pictures.Picture,
+    crop: transforms.Crop,
+    rng: np.random.Generator,
+  ) -> None:
+    """Fills a row with the tiles around its box."""
+    config = self._config
+    side, count, grid = config.tile_size, config.tiles, config.image_size // config.tile_size
+    block = tiles.block_around(batch["box"][row], grid, side, count, rng)
+    top, bottom, left, right = (edge * side for edge in block)
+    x, y, w, h = crop
+    scale_x, scale_y = w / config.image_size, h / config.image_size
+    region = x + left * scale_x, y + top * scale_y, x + right * scale_x, y + bottom * scale_y
+    pixels = picture.region(region, (bottom - top, right - left), config.resize)
+    tiles.cut(pixels, side, batch["tiles"][row])
+    batch["tile_at"][row] = tiles.places(block, grid, count)
 
   def write_eval(
     self, batch: dict[str, np.ndarray], row: int, sample: records.Sample, region: int | None
@@ -106,20 +159,13 @@ class ExampleMaker:
 
   def eval_image(self, sample: records.Sample, where: str) -> np.ndarray:
     """Returns the whole image squashed to S x S."""
-    side, size = self._config.image_size, (sample.width, sample.height)
-    pixels = images.decode_image(sample.image, where, (side, side), expect_size=size)
-    return self._resize(pixels, sample, (0, 0, *size))
+    side = self._config.image_size
+    picture = pictures.of(sample, where, (side, side))
+    region = (0, 0, sample.width, sample.height)
+    return picture.region(region, (side, side), self._config.resize)
 
   def _canonical(self, caption: str) -> str:
     return text.canonicalize(caption) if self._config.canonicalize else caption.strip()
-
-  def _resize(
-    self, pixels: np.ndarray, sample: records.Sample, crop: transforms.Crop
-  ) -> np.ndarray:
-    x, y, w, h = crop
-    f = images.reduction(pixels, sample.width, sample.height)
-    region = (x / f, y / f, (x + w) / f, (y + h) / f)
-    return images.resize_region(pixels, region, self._config.image_size, self._config.resize)
 
   def _write_rest(
     self,

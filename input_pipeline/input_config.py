@@ -30,6 +30,11 @@ class InputConfig:
     global_share: how often an image with a global caption is trained on as a whole.
     sentence_sampling: train on a random run of the caption's sentences.
     crop_scale, crop_ratio: of the random resized crop: share of the area, width / height.
+    tiles: instead of the whole square, training ships a small view of it and so many tiles around
+      the caption's region (see tiles.py); 0 ships the whole. Evaluation always does.
+    tile_size: side of a tile in pixels; it divides image_size. PS3 wants one cell of its grid:
+      patch size times the largest scale over the lowest.
+    view_size: side in pixels of the view; PS3 wants at least its second largest scale.
     max_boxes: ship up to so many boxes of the image beside the chosen one; 0 ships none.
     threads: batches made at the same time in a process (0: in the caller's thread).
     workers: processes to make batches in, each with `threads` threads; 0 for none.
@@ -49,6 +54,9 @@ class InputConfig:
   sentence_sampling: bool = True
   crop_scale: Sequence[float] = (0.9, 1.0)
   crop_ratio: Sequence[float] = (0.75, 1.3333333333333333)
+  tiles: int = 0
+  tile_size: int = 140
+  view_size: int = 1512
   max_boxes: int = 0
   threads: int = 2
   workers: int = 0
@@ -57,12 +65,13 @@ class InputConfig:
   cache_mb: int = 0
 
   def __post_init__(self):
-    least = {"image_size": 1, "text_len": 1, "prefetch": 1}
-    least |= dict.fromkeys(("max_boxes", "threads", "workers", "cache_mb"), 0)
+    least = dict.fromkeys(("image_size", "text_len", "prefetch", "tile_size", "view_size"), 1)
+    least |= dict.fromkeys(("tiles", "max_boxes", "threads", "workers", "cache_mb"), 0)
     for name, low in least.items():
       value = getattr(self, name)
       if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < low:
         raise InputError(f"input.{name} is {value!r}, expected a whole number of at least {low}.")
+    self._check_tiles()
     for name in ("global_share", "max_skip_share"):
       value = getattr(self, name)
       if not _is_number(value) or not 0 <= value <= 1:
@@ -90,6 +99,25 @@ class InputConfig:
         raise InputError(f"input.{name} is {getattr(self, name)!r}, expected text.")
     _named_paths(self.data)
 
+  def _check_tiles(self) -> None:
+    if not self.tiles:
+      return
+    if self.image_size % self.tile_size:
+      raise InputError(
+        f"input.tile_size is {self.tile_size}, expected a divisor of input.image_size, "
+        f"{self.image_size}."
+      )
+    if self.tiles > (most := (self.image_size // self.tile_size) ** 2):
+      raise InputError(
+        f"input.tiles is {self.tiles}, but {self.image_size} pixels hold {most} tiles of "
+        f"{self.tile_size}. Set input.tiles=0 to ship whole images."
+      )
+    if self.view_size > self.image_size:
+      raise InputError(
+        f"input.view_size is {self.view_size}, expected no more than input.image_size, "
+        f"{self.image_size}."
+      )
+
 
 def open_members(config: InputConfig) -> list[Member]:
   """Opens the data sets of a config, in the order they are named.
@@ -106,6 +134,11 @@ def open_members(config: InputConfig) -> list[Member]:
 def dataset_size(config: InputConfig) -> int:
   """Returns the number of records of the split, over all data sets: one epoch's examples."""
   return sum(len(member.source) for member in open_members(config))
+
+
+def source_names(config: InputConfig) -> list[str]:
+  """Returns the names of the data sets of a config; that of a single one is "data"."""
+  return [name for name, _, _ in _named_paths(config.data)]
 
 
 def _named_paths(data: Any) -> list[tuple[str, str, float]]:

@@ -5,6 +5,7 @@ changes who makes a row, never what is in it. So the step is all the state there
 run continues bit-identically anywhere.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -13,7 +14,13 @@ import numpy as np
 
 from input_pipeline import contents
 from input_pipeline.examples import UNUSABLE, ExampleMaker
-from input_pipeline.input_config import InputConfig, InputError, dataset_size, open_members
+from input_pipeline.input_config import (
+  InputConfig,
+  InputError,
+  dataset_size,
+  open_members,
+  source_names,
+)
 from input_pipeline.mixture import Member, Mixture
 from input_pipeline.stream import Batch, LoadError, News, Stream
 
@@ -23,6 +30,8 @@ __all__ = [
   "LoadError",
   "dataset_size",
   "eval_stream",
+  "rows_of",
+  "source_names",
   "to_global",
   "train_stream",
 ]
@@ -47,6 +56,7 @@ def train_stream(
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> Stream:
   """Returns an endless stream of this process's rows of the global batches.
 
@@ -56,22 +66,25 @@ def train_stream(
     seed: decides order, crops and captions, together with the position.
     start_step: the step whose batch comes first.
     process_index, process_count: j and m.
+    rows: the rows of the global batch to make instead, for processes whose devices hold others.
 
   Returns:
     a Stream of {"image": uint8 (b, S, S, 3), "text": int32 (b, L), "box": float32 (b, 4) in pixels
     of the S x S image, "is_global": bool (b,)} and, if max_boxes > 0, {"boxes": float32
     (b, max_boxes, 4), "num_boxes": int32 (b,)}: all boxes of the image that the crop shows, the
-    chosen one first.
+    chosen one first. If tiles > 0, "image" is the view (b, V, V, 3), and there are {"tiles": uint8
+    (b, tiles, T, T, 3), "tile_at": int32 (b, tiles)}: tiles of the S x S image and their places in
+    its raster, -1 where there is none.
 
   Raises:
     InputError, DatasetError, TokenizerError: at once, if it cannot start.
     LoadError: while iterating, if more than config.max_skip_share of the records are unusable.
   """
-  rows = _rows_per_process(batch_size, process_index, process_count)
+  rows = _rows(batch_size, process_index, process_count, rows)
   if seed < 0 or start_step < 0:
     raise InputError(f"seed {seed} and first step {start_step} must not be negative.")
   batches = _TrainBatches(
-    config, Mixture(open_members(config), seed), batch_size, rows, process_index, seed, start_step
+    config, Mixture(open_members(config), seed), batch_size, rows, seed, start_step
   )
   return Stream(batches, config, judged_over=_JUDGED_OVER)
 
@@ -83,10 +96,12 @@ def eval_stream(
   items: Literal["regions", "images", "labelled"] = "regions",
   process_index: int = 0,
   process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> Stream:
   """Returns a finite stream over regions, captioned images, or labelled images, in record order.
 
-  Images are squashed to S x S without a crop, captions are whole. The last batch is padded: rows
+  Images are squashed to S x S without a crop and whole, also where training has tiles; captions are
+  whole. The last batch is padded: rows
   with "mask" False stand for nothing. Every process sees the same number of batches, `len(stream)`.
   To know how many regions each record has, the split is read through once (and remembered).
 
@@ -96,7 +111,7 @@ def eval_stream(
     items: "regions" (is_global False), or those with a caption of the whole ("images") or with a
       class ("labelled"), whose box is the whole image. Which class it is, and further captions,
       `contents.of_config` says.
-    process_index, process_count: as for train_stream.
+    process_index, process_count, rows: as for train_stream.
 
   Returns:
     a Stream of the arrays of train_stream with "mask" bool (b,), "index" int32 (b,), the running
@@ -110,7 +125,7 @@ def eval_stream(
   """
   if items not in _ITEMS:
     raise InputError(f"eval items are {items!r}; expected one of {', '.join(_ITEMS)}.")
-  rows = _rows_per_process(batch_size, process_index, process_count)
+  rows = _rows(batch_size, process_index, process_count, rows)
   members = open_members(config)
   entries, news = [], News()
   first = 0
@@ -123,22 +138,56 @@ def eval_stream(
   if not entries:
     names = ", ".join(member.source.name for member in members)
     raise InputError(f"{names}: there are no {_ITEMS[items]} to evaluate on.")
-  batches = _EvalBatches(config, entries, batch_size, rows, process_index)
+  batches = _EvalBatches(config, entries, batch_size, rows)
   stream = Stream(batches, config, judged_over=min(first, _JUDGED_OVER))
   stream.count(news)
   return stream
 
 
-def to_global(batch: Batch, sharding: Any) -> dict[str, Any]:
-  """Returns global jax arrays from the rows of this process.
+def rows_of(sharding: Any, batch_size: int) -> list[int]:
+  """Returns the rows of a global batch that this process's devices hold, ascending.
 
   Args:
-    batch: this process's rows.
+    sharding: a jax.sharding.Sharding of the leading axis.
+    batch_size: rows of the global batch.
+  """
+  return list(_places(sharding, batch_size))
+
+
+def to_global(batch: Batch, sharding: Any) -> dict[str, Any]:
+  """Returns global jax arrays from the rows of all processes, in the order of the rows.
+
+  Args:
+    batch: this process's rows, those of `rows_of`.
     sharding: a jax.sharding.Sharding of the leading axis, used for every array.
   """
   import jax  # Only here: workers and builders start without it.
 
-  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+  local = len(next(iter(batch.values())))
+  batch_size = local * jax.process_count()
+  place = _places(sharding, batch_size)
+  if len(place) != local:
+    raise InputError(
+      f"this process has {local} of {batch_size} rows, but its devices hold {len(place)}."
+    )
+
+  def put(x):
+    shape, parts = (batch_size, *x.shape[1:]), []
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+      first, last, _ = index[0].indices(batch_size)
+      # The rows of one device follow each other, in the batch and here.
+      parts.append(jax.device_put(x[place[first] : place[last - 1] + 1], device))
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+  return {k: put(v) for k, v in batch.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _places(sharding: Any, batch_size: int) -> dict[int, int]:
+  """Returns {row: its place among the rows of this process}, ascending."""
+  slices = [index[0] for index in sharding.addressable_devices_indices_map((batch_size,)).values()]
+  rows = sorted({row for s in slices for row in range(*s.indices(batch_size))})
+  return {row: i for i, row in enumerate(rows)}
 
 
 class _TrainBatches:
@@ -149,8 +198,7 @@ class _TrainBatches:
     config: InputConfig,
     mixture: Mixture,
     batch_size: int,
-    rows: int,
-    process_index: int,
+    rows: Sequence[int],
     seed: int,
     start_step: int,
   ):
@@ -158,16 +206,17 @@ class _TrainBatches:
     self._mixture = mixture
     self._rows = rows
     self._batch_size = batch_size
-    self._offset = start_step * batch_size + process_index * rows
+    self._start_step = start_step
     self._seed = seed
 
   def __len__(self) -> int:
     return sys.maxsize
 
   def __getitem__(self, k: int) -> tuple[Batch, News]:
-    batch, news = self._maker.allocate(self._rows), News()
-    for row in range(self._rows):
-      self._fill(batch, row, self._offset + int(k) * self._batch_size + row, news)
+    batch, news = self._maker.allocate(len(self._rows)), News()
+    first = (self._start_step + int(k)) * self._batch_size
+    for row, number in enumerate(self._rows):
+      self._fill(batch, row, first + number, news)
       if news.exhausted:
         break
     return batch, news
@@ -185,7 +234,7 @@ class _TrainBatches:
         )
         return
       except UNUSABLE as e:
-        news.skip(e)
+        news.skip(e, self._mixture.members[member].name)
     news.exhausted = True
 
 
@@ -197,30 +246,28 @@ class _EvalBatches:
     config: InputConfig,
     entries: list[tuple[Member, int, int, int | None]],
     batch_size: int,
-    rows: int,
-    process_index: int,
+    rows: Sequence[int],
   ):
     self._maker = ExampleMaker(config)
     self._entries = entries
     self._batch_size = batch_size
     self._rows = rows
-    self._offset = process_index * rows
 
   def __len__(self) -> int:
     return -(-len(self._entries) // self._batch_size)
 
   def __getitem__(self, k: int) -> tuple[Batch, News]:
-    batch, news = self._maker.allocate(self._rows), News()
-    batch["mask"] = np.zeros(self._rows, bool)
-    batch["index"] = np.full(self._rows, -1, np.int32)
-    batch["image_index"] = np.full(self._rows, -1, np.int32)
+    batch, news = self._maker.allocate(len(self._rows), whole=True), News()
+    batch["mask"] = np.zeros(len(self._rows), bool)
+    batch["index"] = np.full(len(self._rows), -1, np.int32)
+    batch["image_index"] = np.full(len(self._rows), -1, np.int32)
     last = None, None, None  # The image number, sample and picture of the row before.
-    start = int(k) * self._batch_size + self._offset
-    for row in range(self._rows):
+    for row, number in enumerate(self._rows):
       self._maker.write_padding(batch, row)
-      if start + row >= len(self._entries):
+      item = int(k) * self._batch_size + number
+      if item >= len(self._entries):
         continue
-      member, record, image_index, region = self._entries[start + row]
+      member, record, image_index, region = self._entries[item]
       if last[0] != image_index:
         news.seen += 1
         try:
@@ -228,14 +275,14 @@ class _EvalBatches:
           picture = self._maker.eval_image(sample, member.source.where(record))
           last = image_index, sample, picture
         except UNUSABLE as e:
-          news.skip(e)
+          news.skip(e, member.name)
           last = image_index, None, None
       if last[1] is None:
         continue
       batch["image"][row] = last[2]
       self._maker.write_eval(batch, row, last[1], region)
       batch["mask"][row] = True
-      batch["index"][row] = start + row
+      batch["index"][row] = item
       batch["image_index"][row] = image_index
     return batch, news
 
@@ -247,11 +294,18 @@ def _rows_of(entry: contents.Entry, items: str) -> Sequence[int | None]:
   return [None] if (entry.captions if items == "images" else entry.label is not None) else []
 
 
-def _rows_per_process(batch_size: int, process_index: int, process_count: int) -> int:
+def _rows(
+  batch_size: int, process_index: int, process_count: int, rows: Sequence[int] | None
+) -> list[int]:
+  if rows is not None:
+    if not len(rows) or min(rows) < 0 or max(rows) >= batch_size:
+      raise InputError(f"rows {list(rows)} are not those of a batch of {batch_size}.")
+    return [int(row) for row in rows]
   if not 0 <= process_index < process_count:
     raise InputError(f"process {process_index} of {process_count} does not exist.")
   if batch_size < 1 or batch_size % process_count:
     raise InputError(
       f"batch_size is {batch_size}, expected a positive multiple of the {process_count} processes."
     )
-  return batch_size // process_count
+  share = batch_size // process_count
+  return list(range(process_index * share, (process_index + 1) * share))

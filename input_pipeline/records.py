@@ -17,8 +17,13 @@ import msgpack
 import numpy as np
 from grain import sources
 
+from input_pipeline import pyramid as pyramid_lib
+
 FORMAT = "bve-regions"
-VERSION = 1
+# 1: the encoded file as it was. 2: a pyramid of tiles in its place (`input_pipeline.pyramid`). A
+# data set of version 2 may hold records of both; programs that know only 1 refuse it.
+VERSION, PYRAMID_VERSION = 1, 2
+VERSIONS = (VERSION, PYRAMID_VERSION)
 MANIFEST = "dataset.json"
 
 
@@ -43,7 +48,7 @@ class Sample:
 
   Attributes:
     id: name of the image, unique within its data set.
-    image: the encoded file (JPEG, PNG or WebP), untouched.
+    image: the encoded file (JPEG, PNG or WebP), untouched; empty where there is a pyramid.
     width, height: size in pixels of the displayed image (after EXIF rotation).
     boxes: float32 (n, 4), [x0, y0, x1, y1] in pixels of the displayed image.
     texts: n captions, one per box.
@@ -51,6 +56,7 @@ class Sample:
     source: where the image came from (a data set, a file), for messages and credits.
     label: name of the class the image belongs to, if it has one; for evaluation.
     captions: captions of the whole image one by one, where it has several; for evaluation.
+    pyramid: the image as tiles of several sizes, in place of the file.
   """
 
   id: str
@@ -63,6 +69,7 @@ class Sample:
   source: str = ""
   label: str | None = None
   captions: list[str] = dataclasses.field(default_factory=list)
+  pyramid: pyramid_lib.Pyramid | None = None
 
 
 def encode_sample(sample: Sample) -> bytes:
@@ -78,8 +85,13 @@ def encode_sample(sample: Sample) -> bytes:
     "texts": list(sample.texts),
     "global_text": sample.global_text,
     "source": sample.source,
-    "image": sample.image,
   }
+  if sample.pyramid is None:
+    fields["image"] = sample.image
+  else:
+    if sample.image:
+      raise RecordError(f"sample {sample.id!r} has both an image file and a pyramid, expected one.")
+    fields |= {"version": PYRAMID_VERSION, "pyramid": pyramid_lib.to_fields(sample.pyramid)}
   # Only where there is one: data sets without are the same to the byte as before there were any,
   # and readers of this version that know neither ignore them.
   fields |= {"label": sample.label} if sample.label is not None else {}
@@ -121,10 +133,10 @@ def decode_sample(data: bytes, where: str = "") -> Sample:
       "input_pipeline.build.",
       "record-format",
     )
-  if fields.get("version") != VERSION:
+  if fields.get("version") not in VERSIONS:
     raise RecordError(
-      f"{where}: record version is {fields.get('version')!r}, this program reads version "
-      f"{VERSION}. Build the data set again with this version of input_pipeline.build.",
+      f"{where}: record version is {fields.get('version')!r}, this program reads versions "
+      f"{_known()}. Build the data set again with this version of input_pipeline.build.",
       "record-version",
     )
   return _sample_from(fields, where)
@@ -138,16 +150,21 @@ _FIELDS = {
   "texts": list,
   "global_text": (str, type(None)),
   "source": str,
-  "image": bytes,
 }
+# What holds the pixels, by version.
+_PIXELS = {VERSION: {"image": bytes}, PYRAMID_VERSION: {"pyramid": dict}}
 _OPTIONAL = {"label": str, "captions": list}
+
+
+def _known() -> str:
+  return " and ".join(map(str, VERSIONS))
 
 
 def _sample_from(fields: Mapping[str, Any], where: str) -> Sample:
   """Checks every field of an unpacked record and returns the sample."""
   if isinstance(fields.get("id"), str) and fields["id"]:
     where = f"{where} (id {fields['id']!r})"
-  for name, kind in {**_FIELDS, **_OPTIONAL}.items():
+  for name, kind in {**_FIELDS, **_PIXELS[fields["version"]], **_OPTIONAL}.items():
     if name not in fields:
       if name in _OPTIONAL:
         continue
@@ -158,9 +175,9 @@ def _sample_from(fields: Mapping[str, Any], where: str) -> Sample:
         f"{getattr(kind, '__name__', 'text or nothing')}."
       )
   width, height, texts = fields["width"], fields["height"], fields["texts"]
-  if not fields["id"] or not fields["image"]:
-    empty = "image" if fields["id"] else "id"
-    raise RecordError(f"{where}: field {empty!r} is empty.")
+  for name in ("id", *_PIXELS[fields["version"]]):
+    if not fields[name]:
+      raise RecordError(f"{where}: field {name!r} is empty.")
   if width < 1 or height < 1:
     raise RecordError(f"{where}: image size is {width} x {height}, expected at least 1 x 1.")
   if len(fields["boxes"]) % 16:
@@ -190,9 +207,16 @@ def _sample_from(fields: Mapping[str, Any], where: str) -> Sample:
       f"{where}: {len(captions)} captions of the whole but no global caption.", "record-caption"
     )
   _check_boxes(boxes, width, height, where)
+  pyramid = None
+  if fields["version"] == PYRAMID_VERSION:
+    try:
+      pyramid = pyramid_lib.from_fields(fields["pyramid"], width, height)
+    except pyramid_lib.PyramidError as e:
+      raise RecordError(f"{where}: no pyramid of the image ({e}).", "record-pyramid") from e
   return Sample(
     id=fields["id"],
-    image=fields["image"],
+    image=fields.get("image", b""),
+    pyramid=pyramid,
     width=width,
     height=height,
     boxes=boxes,
@@ -323,9 +347,9 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
   found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
   if found != FORMAT:
     raise DatasetError(f"{path}: format is {found!r}, expected {FORMAT!r}.")
-  if manifest.get("version") != VERSION:
+  if manifest.get("version") not in VERSIONS:
     raise DatasetError(
-      f"{path}: version is {manifest.get('version')!r}, this program reads version {VERSION}. "
+      f"{path}: version is {manifest.get('version')!r}, this program reads versions {_known()}. "
       "Build the data set again."
     )
   try:

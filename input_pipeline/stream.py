@@ -23,6 +23,7 @@ class News:
   Attributes:
     seen: records tried.
     skipped: how many of them were unusable, by reason.
+    by_source: the same, by the name of the data set they are of.
     messages: the first error of each reason.
     exhausted: whether a row was given up, after too many unusable records in a row.
   """
@@ -30,11 +31,13 @@ class News:
   def __init__(self):
     self.seen = 0
     self.skipped: dict[str, int] = {}
+    self.by_source: dict[str, int] = {}
     self.messages: dict[str, str] = {}
     self.exhausted = False
 
-  def skip(self, error: Exception) -> None:
+  def skip(self, error: Exception, source: str) -> None:
     self.skipped[error.reason] = self.skipped.get(error.reason, 0) + 1
+    self.by_source[source] = self.by_source.get(source, 0) + 1
     self.messages.setdefault(error.reason, str(error))
 
   def merge(self, other: "News") -> None:
@@ -42,6 +45,8 @@ class News:
     for reason, count in other.skipped.items():
       self.skipped[reason] = self.skipped.get(reason, 0) + count
       self.messages.setdefault(reason, other.messages[reason])
+    for source, count in other.by_source.items():
+      self.by_source[source] = self.by_source.get(source, 0) + count
     self.exhausted |= other.exhausted
 
 
@@ -108,6 +113,11 @@ class Stream:
   def skipped(self) -> dict[str, int]:
     """Unusable records among those, by reason."""
     return dict(self._news.skipped)
+
+  @property
+  def skipped_by_source(self) -> dict[str, int]:
+    """The same, by the name of the data set (`input_config.source_names`) they are of."""
+    return dict(self._news.by_source)
 
   def close(self) -> None:
     """Stops the threads or workers; a program that uses workers should call it before it ends."""

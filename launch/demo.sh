@@ -21,7 +21,7 @@ step "2/5 The baseline: a SigLIP that sees 96 px ($LOWRES)"
 "$PY" -m big_vision_ext.train --config "configs/siglip/demo_lowres.py:data=$DATA" \
   --workdir "$LOWRES"
 
-step "3/5 PS3: 96 px, then 200 selected patches of 384 and 768 px ($RUN)"
+step "3/5 PS3: 96 px, then selected patches of 384 and 768 px, 120 a look ($RUN)"
 "$PY" -m big_vision_ext.train --config "configs/ps3/demo.py:data=$DATA" --workdir "$RUN"
 
 step "4/5 Evaluation on canvases, digits and words that were not trained on"
@@ -34,8 +34,8 @@ done
 
 step "5/5 Pictures of what it looks at ($PICTURES)"
 "$PY" -m big_vision_ext.encode --workdir "$RUN" --data "$DATA" --split val \
-  --index 0 --index 7 --index 21 --region 0 --out "$PICTURES"
-"$PY" -m big_vision_ext.encode --workdir "$RUN" --data "$DATA" --split val --index 7 \
+  --index 0 --index 7 --index 21 --region 0 --looks 4 --out "$PICTURES"
+"$PY" -m big_vision_ext.encode --workdir "$RUN" --data "$DATA" --split val --index 7 --looks 4 \
   --out "$PICTURES"
 
 step "Done"

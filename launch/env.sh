@@ -56,3 +56,18 @@ setup_env() {
   }
   echo "$wanted" >"$stamp"
 }
+
+# The TPU compiler, for `python -m big_vision_ext.plan`; needs no TPU. Call setup_env first.
+add_tpu_compiler() {
+  local stamp="$VENV/.installed-tpu"
+  local wanted
+  wanted="$(cksum <"$ROOT/requirements-tpu.txt")"
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
+  echo "Installing requirements-tpu.txt (the TPU compiler, 0.7 GB)"
+  "$PY" -m pip install -qq --disable-pip-version-check -r "$ROOT/requirements-tpu.txt" || {
+    echo "error: installing requirements-tpu.txt failed (see above)." \
+      "Run the same command to go on." >&2
+    exit 1
+  }
+  echo "$wanted" >"$stamp"
+}

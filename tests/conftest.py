@@ -22,5 +22,5 @@ def small_sample_data(tmp_path_factory):
   from input_pipeline.build import sample
 
   out = tmp_path_factory.mktemp("data") / "sample"
-  sample.build(out, train=8, val=3, progress=False, max_side=2048)
+  sample.build(out, train=8, val=3, progress=False, max_side=2496)
   return out

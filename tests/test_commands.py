@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from big_vision_ext import bench, encode, evaluate, train
+from big_vision_ext import encode, evaluate, train
 
 CONFIG = "configs/ps3/own_data.py:runlocal"
 
@@ -84,17 +84,3 @@ def test_commands_name_a_workdir_that_is_none(tmp_path, capsys):
   assert absent in capsys.readouterr().err
   assert evaluate.main(["--workdir", absent, "--compare", absent]) == 2
   assert "evaluate --workdir" in capsys.readouterr().err
-
-
-def test_the_benchmark_knows_which_scales_a_resolution_has():
-  assert bench.scales_for(384, 384) == (384,)
-  assert bench.scales_for(3840, 384) == (384, 768, 1536, 3840)
-  with pytest.raises(ValueError, match="1000 is not among"):
-    bench.scales_for(1000, 384)
-
-
-@pytest.mark.slow
-def test_the_benchmark_reports_the_tokens_it_encodes():
-  row = bench.measure("mu/16", 128, 32, 20, 1, 64)
-  assert row["tokens"] == 4 + 20 and row["all_tokens"] == 4 + 16 + 64
-  assert bench.measure("mu/16", 32, 32, 20, 1, 64)["tokens"] == 4

@@ -1,5 +1,6 @@
 """A run that is killed and started again ends as if nothing had happened."""
 
+import json
 import os
 import pathlib
 import signal
@@ -25,7 +26,7 @@ def run(moment, data, workdir, *extra):
   env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
   command = [sys.executable, "tests/interrupted_train.py", moment, "--", "--workdir", str(workdir),
              f"--config=tests/toy_config.py:data={data}", *extra]
-  return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+  return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
 
 
 def lines(workdir):
@@ -75,3 +76,43 @@ def test_a_run_killed_again_and_again_ends_bit_identically(data, tmp_path):
   for name, value in want_params.items():
     np.testing.assert_array_equal(params[name], value, err_msg=name)
   assert not list((killed / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_never_cost_a_checkpoint(data, tmp_path):
+  """Neither the latest is ever damaged, nor one lost that is to be kept; the run goes on as it was.
+
+  A save every third step, of which every third is to be kept: most kills fall into one.
+  """
+  base = [f"--config=tests/toy_config.py:data={data},steps=5000", "--config.schedule.type=constant",
+          "--config.log_steps=100", "--config.evals.held_out.eval_steps=5000"]
+  often = ["--config.ckpt_steps=3", "--config.keep_ckpt_steps=9"]
+  workdir = tmp_path / "killed"
+  env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "",
+         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+  process = subprocess.run(
+      [sys.executable, "tests/killed_train.py", "0", "20", str(workdir), *base, *often], cwd=ROOT,
+      env=env, capture_output=True, text=True, timeout=1800)
+  log = (tmp_path / "log.txt").read_text()
+  assert process.returncode == 0, process.stderr + log
+  latest, found = 0, [json.loads(line) for line in process.stdout.splitlines()]
+  assert len(found) == 20
+  for moment, end, steps in found:
+    # Each start has read the latest checkpoint, checksums included, or it had ended with code 2.
+    assert end == -signal.SIGKILL, (moment, end, log)
+    assert (steps[-1] if steps else 0) >= latest, (moment, steps)
+    latest = steps[-1] if steps else 0
+    assert set(range(9, latest + 1, 9)) <= set(steps), (moment, steps)
+  assert latest > 9 and "DAMAGED" not in log
+  for step in range(9, latest + 1, 9):
+    assert checkpoint.Checkpoints(workdir, read_only=True).params(step)  # by checksum
+
+  total = f"--config.total_steps={latest + 2}"
+  assert run("never", data, workdir, *base[1:], *often, total).returncode == 0
+  assert run("never", data, tmp_path / "whole", *base[1:], total).returncode == 0
+  (step, arrays, params), (want_step, want_arrays, want_params) = map(
+      everything, (workdir, tmp_path / "whole"))
+  assert step == want_step == latest + 2 and arrays == want_arrays
+  for name, value in want_params.items():
+    np.testing.assert_array_equal(params[name], value, err_msg=name)

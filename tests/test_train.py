@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from big_vision_ext import train
-from big_vision_ext.core import checkpoint, metrics, trees
+from big_vision_ext.core import checkpoint, feed, inspection, metrics, trees
+from big_vision_ext.core import step as step_lib
+from input_pipeline import loader
 from tests import toy_data
 
 
@@ -45,7 +47,7 @@ def test_a_run_leaves_its_config_metrics_and_checkpoints(finished):
   assert [line["step"] for line in evaluated] == [4, 8, 10]
   assert {"loss", "error", "lr", "grad_norm", "update_norm", "param_norm", "skipped_updates",
           "examples_seen", "time/step", "time/data_wait", "time/examples_per_second_per_chip",
-          "time/goodput", "time/skipped_records"} <= lines[-2].keys()
+          "time/goodput", "skipped_records", "skipped_records/data"} <= lines[-2].keys()
   losses = [line["loss"] for line in lines if "loss" in line]
   assert losses[-1] < losses[0]
   assert lines[-2]["examples_seen"] == 80
@@ -64,7 +66,9 @@ def test_set_up_is_told_step_by_step(data, tmp_path, capsys):
   assert start(data, tmp_path, steps=1) == 0
   out = capsys.readouterr().out
   for text in ("8 cpu device(s)", "24 examples an epoch", "fc1/kernel", "Initialising the param",
-               "Reading the first batch", "Compiling the training step", "Evaluating held_out",
+               "Reading the first batch", "Compiling the training step",
+               "the model has 3,157 parameters", "each device: arguments", "temporaries",
+               "Evaluating held_out",
                "step 1/1  loss", "Done: step 1"):
     assert text in out
 
@@ -80,6 +84,25 @@ def test_a_longer_total_goes_on_and_on_any_mesh_comes_to_the_same(data, tmp_path
   for name, value in last_params(tmp_path / "parts").items():
     # Sums are taken in another order on another mesh.
     np.testing.assert_allclose(value, want[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_settings_of_this_hardware_are_used_and_the_average_is_evaluated_kept_and_read(
+    data, tmp_path, capsys):
+  own = ["--config.hardware.cpu.ema=0.9", "--config.hardware.cpu.batch_size=16",
+         "--config.hardware.v5e.batch_size=1"]
+  assert start(data, tmp_path, *own, steps=3) == 0
+  assert "On cpu these settings are used: {'ema': 0.9, 'batch_size': 16}" in capsys.readouterr().out
+  config, _, _ = checkpoint.load_workdir(tmp_path)
+  assert (config.batch_size, config.ema) == (16, 0.9)
+  trained, average = last_params(tmp_path), last_params(f"{tmp_path}:ema")
+  assert trained.keys() == average.keys()
+  assert all(not np.array_equal(trained[n], average[n]) for n in trained)
+  # Goes on from where both were, and starts others from either.
+  assert start(data, tmp_path, *own, steps=4) == 0
+  assert start(data, tmp_path / "other", f"--config.init={tmp_path}:ema", "--config.lr=0.0",
+               "--config.optim.weight_decay=0.0", steps=1) == 0
+  for name, value in last_params(f"{tmp_path}:ema").items():
+    np.testing.assert_allclose(last_params(tmp_path / "other")[name], value, atol=1e-6)
 
 
 BAD = {
@@ -102,6 +125,10 @@ BAD = {
     "config.evals.held_out.type='retrieval'": ["--config.evals.held_out.type=retrieval"],
     "unknown argument '--worksdir=x'; did you mean --workdir?": ["--worksdir=x"],
     "config.total_percent": ["--config.total_percent=5"],
+    "config.nan_limit=0: expected at least 1": ["--config.nan_limit=0"],
+    "config.peer_seconds=3: expected at least 10": ["--config.peer_seconds=3"],
+    "config.profile_steps=(0, 3): expected (first step, how many)":
+        ["--config.profile_steps=(0,3)"],
 }
 
 
@@ -171,10 +198,88 @@ def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped(data, tmp_path, c
   assert metrics.read(tmp_path)[-2]["skipped_updates"] == 10
 
 
-def test_too_many_skips_in_a_row_end_a_run(data, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(train, "MAX_SKIPPED_IN_ROW", 3)
-  assert start(data, tmp_path, "--config.model.nan_at=0.0", "--config.nan_policy=skip") == 2
+def test_a_roll_back_passes_over_the_batches_since_the_checkpoint_also_when_interrupted(
+    data, tmp_path, capsys, monkeypatch):
+  """Batches 9, 14 and no other up to 23 are so dark that their loss is not finite."""
+  dark = ["--config.model.nan_below=125.5", "--config.nan_policy=roll_back"]
+  used, check_batch = [], step_lib.check_batch
+
+  def watched(spec, batch, *args):
+    used.append(batch["image"].mean())
+    if len(used) == stop_at:
+      raise ValueError("the power is gone")
+    return check_batch(spec, batch, *args)
+  monkeypatch.setattr(step_lib, "check_batch", watched)
+  stop_at = None
+  assert start(data, tmp_path / "whole", *dark, steps=14) == 0
+  out = capsys.readouterr().out
+  assert "ROLL-BACK: an update was not finite by step 10 (loss nan" in out
+  assert "and on with batch 10 (roll-back 1 of 3)" in out and "roll-back 2 of 3" in out
+  # Steps 1 to 10; from the checkpoint of step 5, 6 to 10 with those that follow; 6 to 14 likewise.
+  config = loader.InputConfig(data=data, image_size=8, text_len=4, threads=1)
+  stream = [b["image"].mean() for b, _ in zip(
+      loader.train_stream(config, batch_size=8, seed=0), range(24))]
+  assert used == stream[:10] + stream[10:15] + stream[15:24]
+  lines = metrics.read(tmp_path / "whole")
+  assert [line["step"] for line in lines if "loss" in line] == [1, 2, 4, 6, 8, 10, 12, 14]
+  assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+  last = metrics.last_values(tmp_path / "whole")
+  assert last["roll_backs"] == 2 and last["passed_over_batches"] == 10
+  assert last["skipped_updates"] == 0 and last["examples_seen"] == 14 * 8
+
+  # Ended by an error at step 8 after the first one, and at step 12 after the second.
+  used, stop_at = [], 13
+  assert start(data, tmp_path / "parts", *dark, steps=14) == 2
+  used, stop_at = [], 17
+  assert start(data, tmp_path / "parts", *dark, steps=14) == 2
+  assert used[:5] == stream[5:10]
+  used, stop_at = [], None
+  assert start(data, tmp_path / "parts", *dark, steps=14) == 0
+  assert used == stream[20:24]
+  assert metrics.last_values(tmp_path / "parts") == last
+  want = last_params(tmp_path / "whole")
+  for name, value in last_params(tmp_path / "parts").items():
+    np.testing.assert_array_equal(value, want[name], err_msg=name)
+
+  assert start(data, tmp_path / "limit", *dark, "--config.nan_limit=1", steps=14) == 2
+  assert "after 1 roll-backs, which is config.nan_limit" in capsys.readouterr().err
+
+
+def test_too_many_skips_in_a_row_end_a_run(data, tmp_path, capsys):
+  assert start(data, tmp_path, "--config.model.nan_at=0.0", "--config.nan_policy=skip",
+               "--config.nan_limit=3") == 2
   assert "updates were all not finite" in capsys.readouterr().err
+
+
+def test_checks_name_the_operation_that_a_nan_came_from(data, tmp_path, capsys):
+  # Even where the policy would go on.
+  assert start(data, tmp_path, "--config.model.nan_at=0.0", "--config.nan_policy=skip",
+               "--config.debug.checks=True") == 2
+  err = capsys.readouterr().err
+  assert "config.debug.checks: invalid value (nan)" in err and "toy_task.py, line" in err
+
+
+def test_checks_find_transfers_that_nobody_asked_for(data, tmp_path, capsys, monkeypatch):
+  assert start(data, tmp_path / "good", "--config.debug.checks=True", steps=2) == 0
+  next_batch, count = feed.Feed.next, []
+
+  def forgetful(self):
+    count.append(1)
+    batch = next_batch(self)
+    return batch if len(count) == 1 else {name: np.asarray(x) for name, x in batch.items()}
+  monkeypatch.setattr(feed.Feed, "next", forgetful)
+  assert start(data, tmp_path / "bad", "--config.debug.checks=True") == 2
+  err = capsys.readouterr().err
+  assert "config.debug.checks: " in err and "Disallowed host-to-device transfer" in err
+
+
+def test_a_profile_of_the_chosen_steps_can_be_read(data, tmp_path):
+  assert start(data, tmp_path, "--config.profile_steps=(3,2)", steps=6) == 0
+  (file,) = (tmp_path / inspection.PROFILE_FOLDER).rglob("*.xplane.pb")
+  profile = jax.profiler.ProfileData.from_file(str(file))
+  steps = {dict(event.stats).get("step_num") for plane in profile.planes for line in plane.lines
+           for event in line.events if event.name == "train"}
+  assert steps == {3, 4}
 
 
 def test_no_space_for_a_checkpoint_ends_the_run_and_it_can_go_on_later(
@@ -205,7 +310,10 @@ def test_a_damaged_last_checkpoint_is_recomputed_from_the_one_before(
   for path in (workdir / "checkpoints" / "10" / "params").rglob("d/*"):
     path.write_bytes(path.read_bytes()[:-20])
   # The run looks complete, so it is asked to go one step further.
-  assert start(data, workdir, steps=12) == 0
+  assert start(data, workdir, steps=12) == 2
+  err = capsys.readouterr().err
+  assert "checkpoints/10: step 10 is damaged" in err and "--fallback_checkpoint" in err
+  assert start(data, workdir, "--fallback_checkpoint", steps=12) == 0
   captured = capsys.readouterr()
   assert "DAMAGED CHECKPOINT" in captured.err and "Going on from step 5 of 12" in captured.out
   assert (workdir / "damaged_checkpoints").is_dir()
@@ -216,6 +324,7 @@ def test_a_damaged_last_checkpoint_is_recomputed_from_the_one_before(
 def test_the_parameters_are_big_visions_state_and_nothing_else(finished):
   description = checkpoint.Checkpoints(finished, read_only=True).meta(10)
   assert pathlib.Path(finished / "checkpoints" / "10").is_dir()
-  assert {"format", "version", "step", "versions", "arrays", "config", "clock"} == set(description)
+  assert {"format", "version", "step", "versions", "arrays", "config", "clock", "feed",
+          "roll_backs"} == set(description)
   assert description["versions"]["jax"] == jax.__version__
   assert description["arrays"]["params/fc1/kernel"]["shape"] == [192, 16]

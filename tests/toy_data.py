@@ -9,8 +9,11 @@ from input_pipeline import records
 from input_pipeline.build import writer
 
 
-def write(directory, count: int = 24) -> str:
-  """Writes `count` records of 16 x 12 px to the split "train" and 7 to "val"."""
+def write(directory, count: int = 24, unusable: int = 0) -> str:
+  """Writes `count` records of 16 x 12 px to the split "train" and 7 to "val".
+
+  The first `unusable` have nothing to say about their image.
+  """
   def load(index):
     rng = np.random.default_rng(index)
     data = io.BytesIO()
@@ -18,8 +21,9 @@ def write(directory, count: int = 24) -> str:
     x, y = rng.uniform(0, 8), rng.uniform(0, 6)
     return records.Sample(
         id=f"noise{index}", image=data.getvalue(), width=16, height=12,
-        boxes=np.array([[x, y, x + 4, y + 4]], np.float32), texts=[f"thing {index}"],
-        global_text=f"{index} pictures of noise.")
+        boxes=np.array([[x, y, x + 4, y + 4]], np.float32),
+        texts=["?!" if index < unusable else f"thing {index}"],
+        global_text=None if index < unusable else f"{index} pictures of noise.")
 
   reports = {
       "train": writer.write_split(directory, "train", range(count), load, progress=False),

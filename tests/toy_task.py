@@ -36,6 +36,7 @@ class Toy:
   text_len: int = 4
   noise: float = 0.1
   nan_at: float = -1.0  # a loss above this becomes NaN; negative: never
+  nan_below: float = -1.0  # the loss of a batch with a pixel mean below this becomes NaN
 
   @property
   def _net(self):
@@ -51,6 +52,7 @@ class Toy:
     y = self._net.apply({"params": params}, x)
     error = jnp.mean((y - batch["box"] / self.size) ** 2)
     loss = jnp.where((self.nan_at >= 0) & (error > self.nan_at), jnp.nan, error)
+    loss = jnp.where(batch["image"].astype(jnp.float32).mean() < self.nan_below, jnp.nan, loss)
     return loss, {"error": error}
 
   @property

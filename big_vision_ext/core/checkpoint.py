@@ -2,7 +2,8 @@
 
 `WORKDIR/checkpoints/STEP/` has three items: `params`, `rest` (optimiser and counters) and `meta`
 (JSON: config, versions, and a manifest with name, shape, dtype and checksum of every array). A
-folder gets its final name only when it is complete, so a number is a whole checkpoint.
+folder gets its final name only when it is complete, so a number is a whole checkpoint. In it is
+`files.json` with the size of every file, so that what is cut short or missing later can be named.
 """
 
 import errno
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from big_vision_ext.core import trees
+from big_vision_ext.core import checksums, inventory, processes, trees
 from big_vision_ext.core.config import Config, resolve
 
 FORMAT, VERSION = "bve-checkpoint", 1
@@ -28,6 +29,9 @@ FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged_checkpoints"
 # How much is read at once where parameters are read one after another.
 _READ_BYTES = 1 << 28
+# What the arrays of a checkpoint are divided into: parameters, and what only training needs.
+_ITEMS = ("params", "rest")
+AVERAGE = ":ema"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 
 
@@ -43,7 +47,7 @@ class Checkpoints:
   """The checkpoints of one workdir. Saving happens in the background."""
 
   def __init__(self, workdir: str | os.PathLike, keep_every: int | None = None,
-               read_only: bool = False):
+               read_only: bool = False, average: bool = False):
     """Opens the folder, and clears away what an interrupted save left behind.
 
     Args:
@@ -51,10 +55,13 @@ class Checkpoints:
       keep_every: checkpoints at multiples of so many steps are kept for good, of the others the
         latest two.
       read_only: change nothing.
+      average: `params` gives the moving average (config.ema) of what was trained.
     """
     self._workdir = pathlib.Path(workdir).absolute()
     self._root = self._workdir / FOLDER
     self._keep_every = keep_every
+    self._saving = None
+    self._average = average
     self._manager = None if read_only else self._open()
     self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
@@ -70,7 +77,7 @@ class Checkpoints:
       CheckpointError: this or the earlier save failed, e.g. no space is left.
     """
     arrays = trees.flatten(state)
-    sums = jax.device_get(_checksums(arrays))
+    sums = jax.device_get(checksums.of_devices(arrays))
     manifest = {name: {"shape": list(x.shape), "dtype": str(x.dtype), "sum": int(sums[name])}
                 for name, x in arrays.items()}
     meta = {"format": FORMAT, "version": VERSION, "step": step, "versions": versions(),
@@ -78,6 +85,7 @@ class Checkpoints:
     params, rest = _divide(arrays)
     # The earlier save first: were it to fail later, the error would be blamed on this one.
     self.wait()
+    self._saving = step
     self._guarded(lambda: self._manager.save(step, args=ocp.args.Composite(
         params=ocp.args.StandardSave(trees.nest(params)),
         rest=ocp.args.StandardSave(trees.nest(rest)), meta=ocp.args.JsonSave(meta))), step)
@@ -99,9 +107,10 @@ class Checkpoints:
     """The JSON beside the arrays of a checkpoint.
 
     Raises:
-      DamagedError: it cannot be read.
+      DamagedError: it cannot be read, or files of the checkpoint are missing or cut short.
       CheckpointError: it is of another format version.
     """
+    self._check_files(step)
     try:
       meta = dict(self._reader.restore(
           self._root / str(step), args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
@@ -145,14 +154,17 @@ class Checkpoints:
     leaves = [arrays[name] for name in want]
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves), meta
 
-  def restore_latest(self, shapes: dict, shardings: dict) -> tuple[dict, dict] | None:
-    """The latest checkpoint that is whole; None if there is none at all.
+  def restore_latest(self, shapes: dict, shardings: dict,
+                     fall_back: bool = False) -> tuple[dict, dict] | None:
+    """The latest checkpoint; None if there is none at all.
 
-    A damaged one is reported and moved to `WORKDIR/damaged_checkpoints`, and the one before it is
-    taken; training on from there comes to the same parameters.
+    Args:
+      shapes, shardings: as for `restore`.
+      fall_back: a damaged one is reported and moved to `WORKDIR/damaged_checkpoints`, and the one
+        before it is taken; training on from there comes to the same parameters.
 
     Raises:
-      DamagedError: all there are are damaged.
+      DamagedError: it is damaged, or with `fall_back` all there are are.
       CheckpointError: as `restore`.
     """
     while steps := self.steps():
@@ -162,6 +174,9 @@ class Checkpoints:
         if len(steps) == 1:
           raise DamagedError(f"{error}; there is no earlier checkpoint to fall back to. To begin "
                              "from scratch, use another --workdir") from error
+        if not fall_back:
+          raise DamagedError(f"{error}. With --fallback_checkpoint the same command goes on from "
+                             f"the one before, of step {steps[-2]}") from error
         logging.warning("DAMAGED CHECKPOINT: %s. Going back to step %d; the damaged one is moved "
                         "to %s", error, steps[-2], self._workdir / DAMAGED_FOLDER)
         self._set_aside(steps[-1])
@@ -172,11 +187,18 @@ class Checkpoints:
 
     Raises:
       DamagedError: files are missing or altered.
+      CheckpointError: a moving average is asked for and there is none.
     """
     meta = self.meta(step)
-    names = [n for n in meta["arrays"] if n.startswith("params/")]
+    names = {n.removeprefix("params/"): n for n in meta["arrays"] if n.startswith("params/")}
+    if self._average:
+      averages = {n.removeprefix("ema/"): n for n in meta["arrays"] if n.startswith("ema/")}
+      if not averages:
+        raise CheckpointError(f"{self._root / str(step)}: holds no moving average of parameters "
+                              f"({AVERAGE}); runs with config.ema do")
+      names |= averages
     groups, room = [[]], _READ_BYTES
-    for name in names:
+    for name in names.values():
       array = meta["arrays"][name]
       size = math.prod(array["shape"]) * jnp.dtype(array["dtype"]).itemsize
       if groups[-1] and size > room:
@@ -186,48 +208,65 @@ class Checkpoints:
       room -= size
     out = {}
     for group in groups:
-      out |= self._read_on_host(step, group, names, meta)
-    return {n.removeprefix("params/"): x for n, x in out.items()}
+      for item, part in zip(_ITEMS, _divide(dict.fromkeys(group))):
+        out |= self._read_on_host(step, item, part, meta) if part else {}
+    return {name: out[stored] for name, stored in names.items()}
 
-  def _read_on_host(self, step, group, names, meta):
-    """The parameters of `group`, of all there are: reading them at once takes thrice the memory."""
-    target = {n.removeprefix("params/"): np.empty(meta["arrays"][n]["shape"],
-                                                  jnp.dtype(meta["arrays"][n]["dtype"]))
-              if n in group else ocp.PLACEHOLDER for n in names}
+  def _read_on_host(self, step, item, group, meta):
+    """Some arrays of an item, of all there are: reading them at once takes thrice the memory."""
+    stored = _divide(meta["arrays"])[_ITEMS.index(item)]
+    target = {n: np.empty(a["shape"], jnp.dtype(a["dtype"])) if n in group else ocp.PLACEHOLDER
+              for n, a in stored.items()}
     tree = trees.nest(target)
     try:
       with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        read = reader.restore(self._root / str(step) / "params", args=ocp.args.PyTreeRestore(
+        read = reader.restore(self._root / str(step) / item, args=ocp.args.PyTreeRestore(
             item=tree, restore_args=jax.tree.map(
                 lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)))
       flat = trees.flatten(read)
-      arrays = {n: np.asarray(flat[n.removeprefix("params/")]) for n in group}
+      prefix = "params/" if item == "params" else ""
+      arrays = {prefix + n: np.asarray(flat[n]) for n in group}
     except (PermissionError, MemoryError):
       raise
     except Exception as error:
       raise self._unreadable(step, error) from error
-    self._check_sums(step, {n: _host_checksum(x) for n, x in arrays.items()}, meta)
+    self._check_sums(step, {n: checksums.of_host(x) for n, x in arrays.items()}, meta)
     return arrays
 
   def _read(self, step, items, target, meta):
-    parts = dict(zip(("params", "rest"), _divide(target)))
+    parts = dict(zip(_ITEMS, _divide(target)))
+    read = failure = None
     try:
       read = self._reader.restore(self._root / str(step), args=ocp.args.Composite(**{
           item: ocp.args.StandardRestore(trees.nest(parts[item])) for item in items}))
-      arrays = {}
-      for item in items:
-        flat = trees.flatten(read[item])
-        arrays |= {f"params/{n}": x for n, x in flat.items()} if item == "params" else flat
-      sums = jax.device_get(_checksums(arrays))
     except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:
-      raise self._unreadable(step, error) from error
-    self._check_sums(step, sums, meta)
+      failure = error
+    if processes.gather(failure is not None).any():
+      raise self._unreadable(step, failure or "by another process, which says why") from failure
+    arrays = {}
+    for item in items:
+      flat = trees.flatten(read[item])
+      arrays |= {f"params/{n}": x for n, x in flat.items()} if item == "params" else flat
+    self._check_sums(step, jax.device_get(checksums.of_devices(arrays)), meta)
     return arrays
 
   def _unreadable(self, step, error):
-    return DamagedError(f"{self._root / str(step)}: its arrays cannot be read ({_short(error)})")
+    why = _short(error) if isinstance(error, Exception) else error
+    return DamagedError(f"{self._root / str(step)}: its arrays cannot be read ({why})")
+
+  def _check_files(self, step):
+    if wrong := inventory.differences(self._root / str(step)):
+      raise DamagedError(f"{self._root / str(step)}: step {step} is damaged: "
+                         + "; ".join(wrong[:3])
+                         + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
+
+  def _take_inventory(self):
+    """Called in the background when all is written and the folder has not got its name yet."""
+    if not jax.process_index():
+      (folder,) = self._root.glob(f"{self._saving}.*tmp*")
+      inventory.take(folder)
 
   def _check_sums(self, step, sums, meta):
     altered = [n for n in sums if int(sums[n]) != meta["arrays"][n]["sum"]]
@@ -238,7 +277,8 @@ class Checkpoints:
   def _open(self):
     return ocp.CheckpointManager(self._root, options=ocp.CheckpointManagerOptions(
         max_to_keep=2, keep_period=self._keep_every, cleanup_tmp_directories=True,
-        enable_async_checkpointing=True))
+        enable_async_checkpointing=True, async_options=ocp.options.AsyncOptions(
+            post_finalization_callback=self._take_inventory)))
 
   def _set_aside(self, step):
     self._manager.close()
@@ -269,21 +309,30 @@ class Checkpoints:
     return ", ".join(map(str, self.steps())) or "none"
 
 
-def find(path: str | os.PathLike) -> tuple[Checkpoints, int]:
+def split_average(path: str | os.PathLike) -> tuple[pathlib.Path, bool]:
+  """A path without the ":ema" that asks for a run's moving average, and whether it had one."""
+  text = os.fspath(path)
+  return pathlib.Path(text.removesuffix(AVERAGE)).absolute(), text.endswith(AVERAGE)
+
+
+def find(path: str | os.PathLike, step: int | None = None) -> tuple[Checkpoints, int]:
   """The checkpoint that a path means: a workdir's latest, or the one whose folder it is.
+
+  Args:
+    path: of a workdir, or of one checkpoint's folder, which `:ema` may follow.
+    step: which of a workdir's; default the latest.
 
   Raises:
     CheckpointError: there is none.
   """
-  path = pathlib.Path(path).absolute()
-  step = None
-  if path.name.isdigit() and path.parent.name == FOLDER:
+  path, average = split_average(path)
+  if step is None and path.name.isdigit() and path.parent.name == FOLDER:
     step, path = int(path.name), path.parent.parent
   elif path.name == FOLDER:
     path = path.parent
   if not path.is_dir():
     raise CheckpointError(f"{path}: there is no such directory")
-  checkpoints = Checkpoints(path, read_only=True)
+  checkpoints = Checkpoints(path, read_only=True, average=average)
   steps = checkpoints.steps()
   if not steps:
     raise CheckpointError(f"{path}: has no checkpoint (expected {FOLDER}/STEP in it)")
@@ -297,7 +346,8 @@ def load_workdir(workdir: str | os.PathLike, step: int | None = None) -> tuple[C
   """What evaluation and export need of a run.
 
   Args:
-    workdir: a run's directory, or one checkpoint's folder.
+    workdir: a run's directory, or one checkpoint's folder; followed by `:ema` for the moving
+      average.
     step: which checkpoint; default the latest.
 
   Returns:
@@ -306,8 +356,7 @@ def load_workdir(workdir: str | os.PathLike, step: int | None = None) -> tuple[C
   Raises:
     CheckpointError: there is no such checkpoint, or it cannot be read.
   """
-  path = pathlib.Path(workdir)
-  checkpoints, step = find(path if step is None else path / FOLDER / str(step))
+  checkpoints, step = find(workdir, step)
   params = trees.nest(checkpoints.params(step))
   return resolve(checkpoints.meta(step)["config"]), params, step
 
@@ -343,24 +392,6 @@ def versions() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
       continue
   return found
-
-
-@jax.jit
-def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  """The sum of each array's bits as unsigned integers, modulo 2^32: the same on every mesh."""
-  def one(x):
-    if x.dtype == jnp.bool_:
-      x = x.astype(jnp.uint8)
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-    return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
-  return {name: one(x) for name, x in arrays.items()}
-
-
-def _host_checksum(x: np.ndarray, chunk: int = 1 << 24) -> int:
-  """What `_checksums` gives, of an array on the host."""
-  bits = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
-  parts = (np.sum(bits[i:i + chunk], dtype=np.uint64) for i in range(0, bits.size, chunk))
-  return sum(map(int, parts)) % 2**32
 
 
 def _divide(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

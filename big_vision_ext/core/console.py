@@ -17,6 +17,8 @@ import jax
 
 # Left out of the console's lines, which show the loss and its terms.
 _HIDDEN = ("lr", "grad_norm", "update_norm", "param_norm", "skipped_in_row", "examples_seen")
+# Shown when there are any.
+_ONLY_IF_ANY = ("skipped_updates", "skipped_records", "roll_backs", "passed_over_batches")
 
 
 class Console:
@@ -76,11 +78,16 @@ class Console:
       return
     terms = {"loss": scalars["loss"]} | {
         k: v for k, v in scalars.items() if k not in _HIDDEN and not k.startswith("time/")}
-    if not terms.get("skipped_updates"):
-      terms.pop("skipped_updates", None)
+    for name in [n for n, v in terms.items() if n.startswith(_ONLY_IF_ANY) and not v]:
+      del terms[name]
     self._terms = "  ".join(f"{k} {short(v)}" for k, v in terms.items())
     if not self._live:
       self.say(f"step {step}/{self._total}  {self._terms}  lr {short(scalars['lr'])}{self._pace}")
+
+  def values(self, scalars: Mapping[str, float | None]) -> None:
+    """Prints metrics one a line; None stands for one that is not finite."""
+    for name, value in scalars.items():
+      self.say(f"  {name:<40} {'not finite' if value is None else short(value)}")
 
   def _clear(self):
     if self._has_line:

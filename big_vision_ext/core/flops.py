@@ -15,13 +15,14 @@ import re
 from collections.abc import Sequence
 
 # Peak of one jax device in dense bfloat16, FLOP/s, by its device_kind; vendors' data sheets. A
-# device is a chip, but for TPU v2 and v3, where it is a core, half a chip.
+# device is a chip, but for TPU v2, v3 and v7x, where it is half of one.
 _PEAKS = (
   (r"TPU v3", 61.5e12),
   (r"TPU v4", 275e12),
   (r"TPU v5 ?(lite|e).*", 197e12),
   (r"TPU v5p?", 459e12),
   (r"TPU v6 ?(lite|e).*", 918e12),
+  (r"TPU ?7x", 1153.5e12),
   (r"(NVIDIA )?A100.*", 312e12),
   (r"(NVIDIA )?H100 80GB HBM3|(NVIDIA )?H100 SXM.*", 989e12),
 )

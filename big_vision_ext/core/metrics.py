@@ -7,16 +7,22 @@ Names, beside the task's own loss terms and the evaluators' `EVALUATOR/...`:
   before clipping; of the change made; of all parameters)
 - `skipped_updates`: updates left out so far as they were not finite; `skipped_in_row`: of those,
   the ones since the last good update
+- `roll_backs`, `passed_over_batches`: with nan_policy "roll_back", how often the run went back, and
+  how many batches of the stream it left out by that; see `core.nonfinite`
 - `examples_seen`: step * batch_size
+- `skipped_records`, `skipped_records/SOURCE`: records that could not be used, of all processes, in
+  all and of each data set of the mixture (that of a single one is called `data`)
 
 and, not the same in any two runs (`is_timing`):
 
 - `time/step`: mean seconds of a step since the last report; `time/data_wait`: seconds of that spent
-  waiting for input; `time/examples_per_second_per_chip`
-- `time/goodput`: of the wall time since the run was first started, interruptions included, the
-  share spent on steps that count (those after the last checkpoint of a killed process do not)
-- `time/mfu`: model FLOPs utilisation, `flops_per_example * examples/s/chip / peak FLOP/s of a chip`
-- `time/skipped_records`: unusable records passed over since this process started
+  waiting for input, by the process that waited longest; `time/examples_per_second_per_chip`
+- `time/goodput`: `seconds spent on steps that count / seconds since the run was first started`.
+  Interruptions, set-up, evaluations and saves are in the second only, as are steps that had to be
+  taken again (those after the last checkpoint of a killed process, or of a roll-back)
+- `time/mfu`: model FLOPs utilisation, `flops_per_example * examples/s/chip / peak FLOP/s of a
+  chip`. The FLOPs are those of the formulas in `core.flops`, the peak is of dense bfloat16; not
+  reported where it is not known, as of CPUs
 """
 
 import json
@@ -81,6 +87,14 @@ def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
                        f"writes them, got {line[:80]!r}")
     out.append(values)
   return out
+
+
+def last_values(workdir: str | os.PathLike) -> dict[str, Any]:
+  """The last value of every metric of a run but those of the machine; None: not finite."""
+  last = {}
+  for line in read(workdir):
+    last |= {k: v for k, v in line.items() if not is_timing(k) and k != "step"}
+  return last
 
 
 class ScalarWriter(MetricWriter):

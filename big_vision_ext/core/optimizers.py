@@ -8,17 +8,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from big_vision_ext.core import trees
 from big_vision_ext.core.config import Optim
 from big_vision_ext.core.typed import ConfigError
 
+# A second moment that changes by less than half a unit in the last of bfloat16's 8 bits, 0.2 to
+# 0.4 %, does not change at all.
+_LARGEST_BFLOAT16_B2 = 0.99
+# Kernels are factored over their two largest axes if both are at least so long: those of attention
+# too, whose heads are 64 to 112 wide.
+_SMALLEST_FACTORED = 32
+
 
 def make(optim: Optim, lr: float, params: Any) -> optax.GradientTransformation:
   """The optimiser without its schedule: the caller multiplies the updates by the schedule's factor.
 
-  update = -(lr * lr_mult * adam(clipped gradient) + weight_decay * wd_mult * param)
+  update = -(lr * lr_mult * adam(clipped gradient) + weight_decay * wd_mult * param), or with
+  adafactor in place of adam.
 
   Args:
     optim: the config's settings.
@@ -29,18 +38,22 @@ def make(optim: Optim, lr: float, params: Any) -> optax.GradientTransformation:
     PatternError: a pattern matches nothing.
     ConfigError: a number out of range.
   """
-  for name, low in (("eps", 0), ("weight_decay", 0), ("clip_norm", 0)):
+  for name, low in (("eps", 0), ("weight_decay", 0), ("clip_norm", 0), ("clip_rms", 0)):
     value = getattr(optim, name)
     if value is not None and value < low:
       raise ConfigError(f"config.optim.{name}={value}: expected at least {low}")
   for name in ("b1", "b2"):
     if not 0 <= getattr(optim, name) < 1:
       raise ConfigError(f"config.optim.{name}={getattr(optim, name)}: expected in [0, 1)")
+  if optim.nu_dtype == "bfloat16" and optim.b2 > _LARGEST_BFLOAT16_B2:
+    raise ConfigError(
+        f"config.optim.nu_dtype='bfloat16' with b2={optim.b2}: its 8 bits would round the second "
+        f"moment's changes away; expected b2 of at most {_LARGEST_BFLOAT16_B2}, or float32")
   names = trees.names(params)
   parts = []
   if optim.clip_norm is not None:
     parts.append(optax.clip_by_global_norm(optim.clip_norm))
-  parts.append(optax.scale_by_adam(optim.b1, optim.b2, optim.eps, mu_dtype=optim.mu_dtype))
+  parts.append(_adafactor(optim) if optim.name == "adafactor" else _adam(optim))
   lr_mults = trees.first_match(optim.lr_mults, names, 1.0, "config.optim.lr_mults")
   parts.append(_scale({name: lr * mult for name, mult in lr_mults.items()}))
   if optim.weight_decay:
@@ -69,6 +82,49 @@ def merge(trained: Any, frozen: Any) -> Any:
   """The inverse of `split`."""
   return jax.tree.map(lambda a, b: b if a is None else a, trained, frozen,
                       is_leaf=lambda x: x is None)
+
+
+def update_average(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
+  """One step of the moving average of parameters; `step` is the number of steps before this one.
+
+  Without the warm-up of the decay an average of 0.9999 would consist of the random initial values
+  for ten thousand steps.
+  """
+  step = step.astype(jnp.float32)
+  decay = jnp.minimum(decay, (1 + step) / (10 + step))
+  return jax.tree.map(lambda a, p: a + (1 - decay).astype(a.dtype) * (p - a), average, params)
+
+
+def _adam(optim: Optim) -> optax.GradientTransformation:
+  adam = optax.scale_by_adam(optim.b1, optim.b2, optim.eps, mu_dtype=optim.mu_dtype)
+  if optim.nu_dtype is None:
+    return adam
+
+  def kept(state):
+    return state._replace(nu=optax.tree.cast(state.nu, optim.nu_dtype))
+
+  def update(grads, state, params=None):
+    # Computed in the gradients' type, only stored in another.
+    nu = jax.tree.map(lambda n, g: n.astype(g.dtype), state.nu, grads)
+    updates, state = adam.update(grads, state._replace(nu=nu), params)
+    return updates, kept(state)
+
+  return optax.GradientTransformation(lambda params: kept(adam.init(params)), update)
+
+
+def _adafactor(optim: Optim) -> optax.GradientTransformation:
+  """Zhai et al. 2022, sec. 3.4, as in big_vision: factored moments, no scaling by parameters."""
+  def decay(step, exponent):
+    # The cap: without it the second moment would come to a standstill.
+    return jnp.minimum(optim.b2, 1.0 - (step + 1.0) ** -exponent)
+
+  parts = [optax.scale_by_factored_rms(
+      decay_rate=0.8, min_dim_size_to_factor=_SMALLEST_FACTORED, decay_rate_fn=decay)]
+  if optim.clip_rms is not None:
+    parts.append(optax.clip_by_block_rms(optim.clip_rms))
+  dtype = optim.mu_dtype or "bfloat16"
+  parts.append(optax.ema(optim.b1, debias=False, accumulator_dtype=dtype))
+  return optax.chain(*parts)
 
 
 def _scale(factors: dict[str, float]) -> optax.GradientTransformation:

@@ -6,9 +6,12 @@ batch) and `tensor` (layers cut).
 """
 
 import contextlib
+import contextvars
+import dataclasses
 import logging
 import math
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,28 +46,54 @@ DEFAULT_RULES = (
 _LARGE = 2**20
 
 
+# Slices of the mesh in force: what is traced sees the mesh's axes, not its devices.
+_slices = contextvars.ContextVar("slices", default=1)
+
+
 class ShardingError(ValueError):
   """A mesh or batch that does not fit the devices."""
 
 
-def join_processes() -> None:
+@dataclasses.dataclass(frozen=True)
+class Ring:
+  """The devices that the rows of a batch lie on, as one ring.
+
+  Attributes:
+    axes: mesh axes, the outermost first; a device's place in the ring is its index along them.
+    size: number of devices.
+    slices: how many groups of devices, one after the other in the ring, a slow network connects.
+  """
+
+  axes: tuple[str, ...]
+  size: int
+  slices: int = 1
+
+
+def join_processes(peer_seconds: int = 60) -> None:
   """Makes this process one of several that train together; to be called before any use of devices.
 
   On TPU pods, Slurm and Kubernetes jax finds the others by itself. Elsewhere three variables name
   them: JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+  Args:
+    peer_seconds: when one of the others has given no sign of life for so long, jax says so and ends
+      this process (by SIGABRT; see `core.processes`), whatever it waits for.
 
   Raises:
     ShardingError: only some of the variables are set.
   """
   names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
   unset = [name for name in names if name not in os.environ]
-  if len(unset) == len(names):
-    jax.distributed.initialize()
-  elif unset:
-    raise ShardingError(f"to train in several processes, {', '.join(unset)} must be set too")
-  else:
+  known = ()
+  if not unset:
     address, count, index = (os.environ[name] for name in names)
-    jax.distributed.initialize(address, int(count), int(index))
+    known = (address, int(count), int(index))
+  elif len(unset) < len(names):
+    raise ShardingError(f"to train in several processes, {', '.join(unset)} must be set too")
+  jax.distributed.initialize(*known, heartbeat_timeout_seconds=peer_seconds)
+  # jax takes SIGTERM for itself and goes on. Before the loop there is nothing to save: end at once;
+  # the loop has a handler of its own, `core.stopping`.
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -73,7 +102,8 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> jax.sh
   With several slices, `data` runs across them (over the slow network) and the rest stays within.
 
   Args:
-    sizes: has `data`, `fsdp` and `tensor`; at most one is -1, which takes the devices left over.
+    sizes: has `data`, `fsdp` and `tensor`, at most one of them -1, which takes the devices left
+      over, and `max_fsdp`; see `config.Mesh`.
     devices: default: all devices of all processes.
 
   Raises:
@@ -81,6 +111,8 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> jax.sh
   """
   devices = list(jax.devices() if devices is None else devices)
   shape = [getattr(sizes, axis) for axis in AXES]
+  if sizes.max_fsdp and shape[:2] == [-1, -1]:
+    shape[1] = _most_fsdp(devices, max(shape[2], 1), sizes.max_fsdp)
   said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape))
   if shape.count(-1) > 1 or any(s != -1 and s < 1 for s in shape):
     raise ShardingError(f"config.mesh ({said}): expected positive sizes and at most one -1")
@@ -93,7 +125,7 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> jax.sh
   if math.prod(shape) != len(devices):
     raise ShardingError(f"config.mesh ({said}): needs {math.prod(shape)} devices, there are "
                         f"{len(devices)}; -1 takes what is left over")
-  slices = len({getattr(d, "slice_index", 0) for d in devices})
+  slices = count_slices(devices)
   auto = (AxisType.Auto,) * len(AXES)
   if slices == 1:
     return jax.make_mesh(tuple(shape), AXES, axis_types=auto, devices=devices)
@@ -103,6 +135,35 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> jax.sh
   grid = mesh_utils.create_hybrid_device_mesh(
       (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices=devices)
   return jax.sharding.Mesh(grid, AXES, axis_types=auto)
+
+
+def _most_fsdp(devices: Sequence[jax.Device], tensor: int, limit: int) -> int:
+  """The largest divisor of the devices of a slice, after `tensor` took its part, up to `limit`."""
+  left = len(devices) // count_slices(devices) // tensor
+  return next((n for n in range(min(limit, left), 0, -1) if left % n == 0), 1)
+
+
+def count_slices(devices: Sequence[jax.Device]) -> int:
+  """How many slices, connected by the slow network, these devices are of."""
+  return len({getattr(d, "slice_index", 0) for d in devices})
+
+
+def batch_ring(rows: int) -> Ring | None:
+  """The ring of the mesh in force that the rows of a batch lie on; None if they are not cut.
+
+  The tensor axis, along which the rows are repeated, takes part if the rows can be cut so often.
+
+  Raises:
+    ShardingError: the rows cannot be cut over the batch axes.
+  """
+  sizes = {a: n for a, n in jax.sharding.get_abstract_mesh().shape.items() if n > 1}
+  axes = tuple(a for a in BATCH_AXES if a in sizes)
+  pieces = math.prod(sizes[a] for a in axes)
+  if rows % pieces:
+    raise ShardingError(f"{rows} rows cannot be cut evenly over {', '.join(axes)}: {pieces}")
+  if "tensor" in sizes and rows % (pieces * sizes["tensor"]) == 0:
+    axes, pieces = (*axes, "tensor"), pieces * sizes["tensor"]
+  return Ring(axes, pieces, _slices.get()) if axes else None
 
 
 def merge_rules(rules: Sequence[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
@@ -123,8 +184,12 @@ def merge_rules(rules: Sequence[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]
 @contextlib.contextmanager
 def use(mesh: jax.sharding.Mesh, rules: Sequence[tuple[str, Any]]) -> Iterator[None]:
   """The context in which a run traces and runs its programs."""
-  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-    yield
+  token = _slices.set(count_slices(list(mesh.devices.flat)))
+  try:
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+      yield
+  finally:
+    _slices.reset(token)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -202,16 +267,29 @@ def param_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: Sequence[tuple[s
 
 def state_shardings(tx: optax.GradientTransformation, params: Any, shardings: Any,
                     mesh: jax.sharding.Mesh) -> Any:
-  """Shardings of an optimiser's state: moments like their parameter, the rest replicated.
+  """Shardings of an optimiser's state, from the shapes of what it keeps for each parameter.
+
+  What has the parameter's shape (a moment) lives like it, what lacks one of its axes (a factor of
+  a second moment) is cut along the others like it, and all else is replicated.
 
   Args:
-    tx: the optimiser, whose state has the parameters' own shapes.
+    tx: the optimiser.
     params: shapes of the trained parameters.
     shardings: their shardings.
     mesh: the mesh.
   """
   state = jax.eval_shape(tx.init, params)
-  return optax.tree_map_params(tx, lambda _, sharding: sharding, state, shardings,
+
+  def place(kept, param, sharding):
+    spec = tuple(sharding.spec) + (None,) * (len(param.shape) - len(sharding.spec))
+    if kept.shape == param.shape:
+      return sharding
+    for i in range(len(spec)):
+      if kept.shape == (*param.shape[:i], *param.shape[i + 1:]):
+        return NamedSharding(mesh, PartitionSpec(*spec[:i], *spec[i + 1:]))
+    return replicated(mesh)
+
+  return optax.tree_map_params(tx, place, state, params, shardings,
                                transform_non_params=lambda _: replicated(mesh))
 
 

@@ -1,7 +1,8 @@
 """What happens in one step of training, and what is its state?
 
 The state is a dict: `params`; `opt`, the optimiser's state over the trained parameters; `step`, the
-number of steps taken; `skipped` and `skipped_in_row`, updates left out as they were not finite.
+number of steps taken; `skipped` and `skipped_in_row`, updates left out as they were not finite;
+and with `config.ema`, `ema`, the moving average of the trained parameters.
 """
 
 import functools
@@ -43,7 +44,8 @@ def plan_state(task: Any, config: Config, mesh: jax.sharding.Mesh,
     values = sharding.unbox(init_params(key))
     trained, _ = optimizers.split(values, config.optim.freeze)
     counters = {name: jnp.zeros((), jnp.int32) for name in COUNTERS}
-    return {"params": values, "opt": tx.init(trained), **counters}
+    state = {"params": values, "opt": tx.init(trained), **counters}
+    return state if config.ema is None else state | {"ema": jax.tree.map(jnp.copy, trained)}
 
   shapes = jax.eval_shape(init, jax.random.key(0))
   places = sharding.param_shardings(boxed, mesh, rules, config.min_shard_size)
@@ -53,7 +55,24 @@ def plan_state(task: Any, config: Config, mesh: jax.sharding.Mesh,
       "opt": sharding.state_shardings(tx, trained, trained_places, mesh),
       **{name: sharding.replicated(mesh) for name in COUNTERS},
   }
+  if config.ema is not None:
+    shardings["ema"] = trained_places
   return shapes, shardings, tx, init
+
+
+def with_params(state: dict, params: Any) -> dict:
+  """A state that begins from other parameters, its moving average too."""
+  state = {**state, "params": params}
+  if "ema" in state:
+    # Copies, as a step gives the memory of both away.
+    state["ema"] = jax.tree.map(lambda old, p: None if old is None else jnp.copy(p), state["ema"],
+                                params, is_leaf=lambda x: x is None)
+  return state
+
+
+def evaluated(state: dict) -> Any:
+  """The parameters to evaluate: the moving average where there is one."""
+  return optimizers.merge(state["ema"], state["params"]) if "ema" in state else state["params"]
 
 
 def make(task: Any, config: Config, tx: optax.GradientTransformation,
@@ -86,10 +105,15 @@ def make(task: Any, config: Config, tx: optax.GradientTransformation,
     grad_norm = optax.tree.norm(_float32(grads))
     update_norm = optax.tree.norm(_float32(updates))
     good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
-    params, opt = jax.tree.map(lambda a, b: jnp.where(good, a, b), (new, opt),
-                               (state["params"], state["opt"]))
+    kept = {"params": new, "opt": opt}
+    if config.ema is not None:
+      # Of finite updates only, but the others count as steps.
+      kept["ema"] = optimizers.update_average(
+          state["ema"], optimizers.split(new, config.optim.freeze)[0], config.ema, state["step"])
+    kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), kept, {k: state[k] for k in kept})
+    params = kept["params"]
     state = {
-        "params": params, "opt": opt, "step": state["step"] + 1,
+        **kept, "step": state["step"] + 1,
         "skipped": state["skipped"] + jnp.where(good, 0, 1),
         "skipped_in_row": jnp.where(good, 0, state["skipped_in_row"] + 1),
     }
@@ -104,6 +128,23 @@ def make(task: Any, config: Config, tx: optax.GradientTransformation,
     return state, metrics
 
   return step
+
+
+def jitted(task: Any, config: Config, tx: optax.GradientTransformation,
+           schedule: Callable[[jax.Array], jax.Array], mesh: jax.sharding.Mesh, shardings: Any,
+           rows: NamedSharding) -> Any:
+  """`make`'s function jitted as every program of a run is: the state donated and in its place.
+
+  With config.debug.checks it is not donated: the check that finds a NaN runs the step once more.
+
+  Args:
+    task, config, tx, schedule, mesh: as of `make`.
+    shardings: of the state, from `plan_state`.
+    rows: of the batch.
+  """
+  return jax.jit(make(task, config, tx, schedule, mesh),
+                 donate_argnums=() if config.debug.checks else 0, in_shardings=(shardings, rows),
+                 out_shardings=(shardings, sharding.replicated(mesh)))
 
 
 def check_batch(spec: dict[str, jax.ShapeDtypeStruct], batch: dict[str, np.ndarray],

@@ -2,20 +2,23 @@
 
 import signal
 
-import jax
+from big_vision_ext.core import exit_codes
 
 # What shells and schedulers expect of a process that a signal ended.
-EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+EXIT_CODES = {signal.SIGTERM: exit_codes.TERMINATED, signal.SIGINT: exit_codes.INTERRUPTED}
 
 
 class Stopper:
   """Turns SIGTERM and Ctrl-C into a wish that the loop asks for between two steps.
 
-  A second Ctrl-C ends the process at once. With several processes, all stop after the same step.
+  A second Ctrl-C ends the process at once.
+
+  Attributes:
+    signal: the number of the signal that came, 0 if none did.
   """
 
   def __init__(self):
-    self._signal = None
+    self.signal = 0
     self._before = {}
 
   def __enter__(self):
@@ -27,20 +30,7 @@ class Stopper:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def wanted(self, step: int) -> bool:
-    """Whether to stop after this step; every process has to ask at every step."""
-    if jax.process_count() > 1:
-      from jax.experimental import multihost_utils
-      if multihost_utils.reached_preemption_sync_point(step):
-        self._signal = self._signal or signal.SIGTERM
-    return self._signal is not None
-
-  @property
-  def exit_code(self) -> int:
-    """The code to end the process with."""
-    return EXIT_CODES.get(self._signal, 0)
-
   def _note(self, number, frame):
     del frame
-    self._signal = number
+    self.signal = int(number)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,6 +14,9 @@ class Clock:
 
   Steps are dispatched ahead of the device, so that a single one cannot be timed: times are means
   over the steps between two reports.
+
+  Attributes:
+    waited: seconds that this process has waited for input since its start.
   """
 
   def __init__(self, *, step: int, batch_size: int, total_steps: int,
@@ -33,8 +36,8 @@ class Clock:
     self._flops = flops_per_example
     self._first_start = time.time() if first_start is None else first_start
     self._trained, self._resumed = trained_seconds, None
-    self._waited = 0.0
-    self._reported = (step, trained_seconds)
+    self.waited = 0.0
+    self._reported = (step, trained_seconds, 0.0)
     self._step_seconds = None
 
   def start(self) -> None:
@@ -53,24 +56,31 @@ class Clock:
     """The next batch is not there yet."""
     began = time.perf_counter()
     yield
-    self._waited += time.perf_counter() - began
+    self.waited += time.perf_counter() - began
 
-  def report(self, step: int) -> dict[str, float]:
-    """The timing metrics since the last report, by their names in `core.metrics`."""
+  def report(self, step: int, waited: float | None = None) -> dict[str, float]:
+    """The timing metrics since the last report, by their names in `core.metrics`.
+
+    Args:
+      step: the step that is reported.
+      waited: seconds that the process which waited longest for its input had waited by then, since
+        its start; None: this one.
+    """
+    waited = self.waited if waited is None else waited
     trained = self._trained_seconds()
     steps = max(1, step - self._reported[0])
     self._step_seconds = (trained - self._reported[1]) / steps
     rate = self._batch_size / max(self._step_seconds, 1e-9)
     out = {
         "time/step": self._step_seconds,
-        "time/data_wait": self._waited / steps,
+        "time/data_wait": (waited - self._reported[2]) / steps,
         "time/examples_per_second_per_chip": rate / jax.device_count(),
         "time/goodput": trained / max(time.time() - self._first_start, 1e-9),
     }
     kind = jax.devices()[0].device_kind
     if self._flops and (mfu := flops.mfu(self._flops, rate, jax.device_count(), kind)) is not None:
       out["time/mfu"] = mfu
-    self._reported, self._waited = (step, trained), 0.0
+    self._reported = (step, trained, waited)
     return out
 
   def pace(self, step: int) -> tuple[float, float] | None:

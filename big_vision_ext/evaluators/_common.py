@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from big_vision_ext.core.feed import Intake
 from input_pipeline import contents, loader
 
 
@@ -16,11 +17,11 @@ def batches(input_config, items: str, batch_size: int, batch_sharding) -> Iterat
   `batch_size` is the global one, rounded up to what the batch sharding can divide.
   """
   batch_size = _divisible(batch_size, batch_sharding)
+  intake = Intake(batch_sharding, batch_size)
   stream = loader.eval_stream(
-      input_config, batch_size=batch_size, items=items,
-      process_index=jax.process_index(), process_count=jax.process_count())
+      input_config, batch_size=batch_size, items=items, rows=intake.rows)
   for batch in stream:
-    yield batch, loader.to_global(batch, batch_sharding)
+    yield batch, intake(batch)
 
 
 def batch_shards(batch_sharding) -> int:
@@ -76,17 +77,17 @@ def embed_texts(
   """
   ids, which = np.unique(contents.token_rows(input_config, texts), axis=0, return_inverse=True)
   batch_size = _divisible(min(batch_size, len(ids)), batch_sharding)
-  rows = batch_size // jax.process_count()
-  first = jax.process_index() * rows
+  intake = Intake(batch_sharding, batch_size)
   out = []
   for start in range(0, len(ids), batch_size):
     part = ids[start:start + batch_size]
     filled = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
-    batch = loader.to_global({"text": filled[first:first + rows]}, batch_sharding)
+    batch = intake({"text": filled[intake.rows]})
     out.append(to_host(fn(params, batch))[:len(part)])
   return np.concatenate(out), which.reshape(-1)
 
 
 def _divisible(batch_size: int, batch_sharding) -> int:
-  shards = batch_shards(batch_sharding)
+  # By all devices, where it is them that load the rows for the shards.
+  shards = batch_shards(batch_sharding) if jax.process_count() == 1 else batch_sharding.mesh.size
   return -(-batch_size // shards) * shards

@@ -1,8 +1,9 @@
 """How are attention weights computed here? One function, one implementation per platform.
 
 The layout decides the speed: on a CPU the heads must lie before the tokens, and the division by
-the softmax's sum is cheapest after the product with the values. On TPU and GPU XLA, or cuDNN
-where it takes the shapes, does better with the tokens in front.
+the softmax's sum is cheapest after the product with the values. On a TPU the fused kernel never
+stores the scores; where it would mostly compute padding, and on GPU where cuDNN does not take the
+shapes, XLA does better with the tokens in front.
 """
 
 import contextlib
@@ -15,7 +16,9 @@ import jax.numpy as jnp
 from absl import logging
 from jaxtyping import Array, Bool, Float
 
-IMPLEMENTATIONS = ("einsum", "heads", "xla", "cudnn", "portable")
+from big_vision_ext.models import attention_cpu, attention_tpu, remat
+
+IMPLEMENTATIONS = ("einsum", "heads", "xla", "cudnn", "splash", "portable")
 
 # Above this many scores (16 MiB) the CPU goes head by head and recomputes the scores in the
 # backward pass. Measured on two cores: below, the loop costs more than it saves; above, training
@@ -51,20 +54,12 @@ def attend(
     mask = mask | ~mask.any(axis=1, keepdims=True)
   if implementation is None:
     implementation = _choose(q, k, mask)
-  if implementation == "einsum":
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    mask = None if mask is None else mask[:, None, None, :]
-    return _heads_major(q, k, v, mask).transpose(0, 2, 1, 3)
+  if implementation == "splash":
+    # What the backward pass needs is named within.
+    return attention_tpu.attend(q, k, v, mask, interpret=platform() != "tpu")
   if implementation == "heads":
-    return _head_by_head(q, k, v, mask)
-  if implementation == "portable":
-    return _portably(q, k, v, mask)
-  if implementation in ("xla", "cudnn"):
-    mask = None if mask is None else mask[:, None, None, :]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
-  raise ValueError(
-    f"Attention implementation {implementation!r} is unknown; it is one of {IMPLEMENTATIONS}."
-  )
+    return attention_cpu.attend(q, k, v, mask)  # as there
+  return remat.name(_attend(implementation, q, k, v, mask), "attention")
 
 
 @contextlib.contextmanager
@@ -91,6 +86,23 @@ def platform() -> str:
   return getattr(device, "platform", None) or jax.default_backend()
 
 
+def _attend(implementation, q, k, v, mask):
+  if implementation == "einsum":
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    mask = None if mask is None else mask[:, None, None, :]
+    return _heads_major(q, k, v, mask).transpose(0, 2, 1, 3)
+  if implementation == "heads":
+    return attention_cpu.attend(q, k, v, mask)
+  if implementation == "portable":
+    return _portably(q, k, v, mask)
+  if implementation in ("xla", "cudnn"):
+    mask = None if mask is None else mask[:, None, None, :]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+  raise ValueError(
+    f"Attention implementation {implementation!r} is unknown; it is one of {IMPLEMENTATIONS}."
+  )
+
+
 def _choose(q, k, mask) -> str:
   if _portable.get():
     return "portable"
@@ -99,6 +111,8 @@ def _choose(q, k, mask) -> str:
     return _choose_cpu(q, k)
   if where in ("gpu", "cuda") and mask is None and _cudnn_takes(q, k):
     return "cudnn"
+  if where == "tpu" and attention_tpu.takes(q.shape[1], k.shape[1]):
+    return "splash"
   return "xla"
 
 
@@ -113,9 +127,7 @@ def _portably(q, k, v, mask):
   """Each platform its own, of those that need nothing of the machine that traces."""
 
   def use(implementation):
-    return lambda q, k, v, *mask: attend(
-      q, k, v, mask=mask[0] if mask else None, implementation=implementation
-    )
+    return lambda q, k, v, *mask: _attend(implementation, q, k, v, mask[0] if mask else None)
 
   operands = (q, k, v) if mask is None else (q, k, v, mask)
   others = dict.fromkeys(("tpu", "cuda", "rocm"), use("xla"))
@@ -151,14 +163,6 @@ def _heads_major(q, k, v, mask):
     "...ts,...sd->...td", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
   )
   return (out / total).astype(q.dtype)
-
-
-def _head_by_head(q, k, v, mask):
-  """As `_heads_major`, but never holds the scores of more than one head, forward or backward."""
-  mask = None if mask is None else mask[:, None, :]
-  one = jax.checkpoint(lambda x: _heads_major(*x, mask))
-  out = jax.lax.map(one, tuple(x.transpose(2, 0, 1, 3) for x in (q, k, v)))
-  return out.transpose(1, 2, 0, 3)
 
 
 def _check(q, k, v, mask):

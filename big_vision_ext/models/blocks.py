@@ -15,21 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from big_vision_ext.models import attention
+from big_vision_ext.models import attention, remat
 
 ACTIVATIONS: dict[str, Callable] = {
   "gelu_tanh": functools.partial(nn.gelu, approximate=True),
   "gelu": functools.partial(nn.gelu, approximate=False),
 }
-# The policies of jax.checkpoint_policies that are policies themselves; the others there make one
-# from a list of names.
-REMAT_POLICIES = (
-  "none",
-  "nothing_saveable",
-  "everything_saveable",
-  "dots_saveable",
-  "dots_with_no_batch_dims_saveable",
-)
 
 
 def activation(name: str) -> Callable:
@@ -93,15 +84,15 @@ class MultiHeadAttention(nn.Module):
     into = functools.partial(
       Projection, (self.num_heads, d // self.num_heads), ("embed", "heads", "kv"), **types
     )
-    q = constrain(into(name="query")(x), "act_heads")
-    k = constrain(into(name="key")(y), "act_heads")
-    v = constrain(into(name="value")(y), "act_heads")
+    q = remat.name(constrain(into(name="query")(x), "act_heads"), "qkv")
+    k = remat.name(constrain(into(name="key")(y), "act_heads"), "qkv")
+    v = remat.name(constrain(into(name="value")(y), "act_heads"), "qkv")
     own = (k, v)
     if kv is not None:
       k, v = (jnp.concatenate([old.astype(new.dtype), new], axis=1) for old, new in zip(kv, own))
     z = constrain(attention.attend(q, k, v, mask=mask), "act_heads")
     out = Projection((d,), ("heads", "kv", "embed"), contract=2, **types, name="out")
-    return out(z), own
+    return remat.name(out(z), "attention_out"), own
 
 
 class MlpBlock(nn.Module):
@@ -122,9 +113,9 @@ class MlpBlock(nn.Module):
       param_dtype=self.param_dtype,
     )
     y = make((self.mlp_dim,), ("embed", "mlp"), name="Dense_0")(x)
-    y = activation(self.act)(constrain(y, "act_mlp"))
+    y = activation(self.act)(remat.name(constrain(y, "act_mlp"), "mlp_hidden"))
     y = nn.Dropout(self.dropout)(y, deterministic)
-    return make((x.shape[-1],), ("mlp", "embed"), name="Dense_1")(y)
+    return remat.name(make((x.shape[-1],), ("mlp", "embed"), name="Dense_1")(y), "mlp_out")
 
 
 def layer_norm(name: str | None, eps: float, dtype: Any, param_dtype: Any) -> nn.LayerNorm:
@@ -171,7 +162,7 @@ class Encoder(nn.Module):
     scan: one block's program over stacked parameters (`encoderblock`, leading axis L) instead of
       L copies of it (`encoderblock_{i}`). Compiles L times less.
     remat_policy: what a block may keep for the backward pass: "none" switches rematerialisation
-      off, else one of `REMAT_POLICIES`; "nothing_saveable" recomputes all.
+      off, "nothing_saveable" recomputes all; see `remat`.
     final_norm: whether there is an `encoder_norm`.
   """
 
@@ -188,10 +179,7 @@ class Encoder(nn.Module):
   param_dtype: Any = jnp.float32
 
   def setup(self):
-    if self.remat_policy not in REMAT_POLICIES:
-      raise ValueError(
-        f"remat_policy={self.remat_policy!r} is unknown; it is one of {REMAT_POLICIES}."
-      )
+    remat.policy(self.remat_policy)  # Raises where it would not be found.
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     block = functools.partial(
       EncoderBlock, self.num_heads, self.mlp_dim, self.act, self.ln_eps, self.dropout, **types
@@ -218,8 +206,7 @@ class Encoder(nn.Module):
       x, own = block(x, kv, deterministic)
       return x, (x, own)
 
-    if self.remat_policy != "none":
-      policy = getattr(jax.checkpoint_policies, self.remat_policy)
+    if policy := remat.policy(self.remat_policy):
       # A scan's body cannot be merged with its own recomputation, unrolled blocks could be.
       step = nn.remat(step, policy=policy, prevent_cse=not self.scan)
 

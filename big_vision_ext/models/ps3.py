@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
 from big_vision_ext.core import boxes
-from big_vision_ext.models import policy, ps3_stages, resample, selection
+from big_vision_ext.models import policy, ps3_checks, ps3_stages, resample, selection
 
 
 class PS3Vision(ps3_stages.PS3Stages):
@@ -28,18 +28,22 @@ class PS3Vision(ps3_stages.PS3Stages):
     box: Float[Array, "b 4"] | None = None,
     is_global: Bool[Array, "b"] | None = None,
     pool_selected: Literal["gt", "all"] = "gt",
+    tiles: ps3_stages.Tiles | None = None,
   ) -> tuple[Float[Array, "b d"], dict[str, Any]]:
     """The training pass: one look, tokens of the caption's region taken first.
 
     Args:
       image: uint8 or float in 0..255.
       prompt: top-down prompt; without it the bottom-up score chooses.
-      box: region of the caption in pixels of `image`. Without it nothing is forced, and all
-        selected tokens are pooled.
+      box: region of the caption in pixels of the image (with tiles: of the largest scale). Without
+        it nothing is forced, and all selected tokens are pooled.
       is_global: samples whose caption is of the whole image; these pool the low-resolution
         pass. Without it all samples pool high-resolution tokens.
       pool_selected: pool only tokens inside the box, or all selected ones. A sample without a
         selected token in its box pools all.
+      tiles: parts of a square image at the largest scale, of which `image` is a smaller view.
+        Patches of that scale are chosen among those in the tiles; all else is as with the whole
+        image, so that where the forced tokens use up the budget nothing but the view differs.
 
     Returns:
       The pooled vector, and out: `pooled_low`, `pooled_high`; `topdown` (None without prompt)
@@ -50,13 +54,16 @@ class PS3Vision(ps3_stages.PS3Stages):
       of what the score chose unforced, and `later`, the scores `topdown` and `bottomup` for a look
       after it.
     """
-    image_hw = self._image_hw(image)
+    image_hw = self._shown_hw(image, tiles)
     low = self.low(image)
     features = self._selection_features(image, low)
     bottomup = self._score(features, self.prior_prompt)
     topdown = None if prompt is None else self._score(features, prompt)
     score = bottomup if prompt is None else topdown
     maps, forced = self._choice_maps(score, None, box, image_hw)
+    if tiles is not None:
+      ps3_checks.tiles(self, image, tiles)
+      maps, forced = self._only_in_tiles(maps, forced, tiles)
     plan = self.plan(image_hw, num_looks=1)
     extra = {}
     if self.look_policy:
@@ -66,7 +73,7 @@ class PS3Vision(ps3_stages.PS3Stages):
       extra = {"first_look": first, "later": later}
     else:
       (index,) = selection.take(self.rankings(maps, plan[0], forced=forced), plan)
-      tokens, _ = self.high(image, low["kv"], index)
+      tokens, _ = self.high(image, low["kv"], index, tiles)
     gt_mask = None if box is None else self._gt_mask(box, image_hw, index)
     pooled_high = self.pool_high(tokens, self._pool_mask(pool_selected, gt_mask))
     pooled = pooled_high
@@ -179,6 +186,14 @@ class PS3Vision(ps3_stages.PS3Stages):
     smooth = [resample.area(x, (6, 6)) for x in selection.force(override, forced)]
     return [resample.nearest(x, grid) for x, grid in zip(smooth, grids)], None
 
+  def _only_in_tiles(self, maps, forced, tiles):
+    """The maps of the choice, with nothing to choose outside of the tiles at the largest scale."""
+    grid = maps[-1].shape[1:]
+    there = resample.in_tiles(tiles[1], grid, self.scales[-1] // self.scales[0])
+    # Scores are probabilities: below zero is below all others.
+    maps = [*maps[:-1], jnp.where(there, maps[-1], -1.0)]
+    return maps, None if forced is None else [*forced[:-1], forced[-1] & there]
+
   def _two_looks(self, image, kv, counts, score, maps, forced):
     """The tokens of one look spent on two: where the score says, and on the region it missed.
 
@@ -232,8 +247,10 @@ class PS3Vision(ps3_stages.PS3Stages):
     """A step of `_run` that looks where it is told."""
 
     def step(model, state, index, counts):
-      _, out = model.high(image, kv, index)
-      return state, (index, list(out["blocks"][-return_hidden:]))
+      last, out = model.high(image, kv, index)
+      # Asked for one block's outputs, a scan need not stack those of all.
+      blocks = [last] if return_hidden == 1 else list(out["blocks"][-return_hidden:])
+      return state, (index, blocks)
 
     return step
 

@@ -9,6 +9,7 @@ Everything has a static shape. Tokens are chosen as indices, and pixels, positio
 are computed for the chosen tokens only. b batch, t tokens, d width, y x rows and columns.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from big_vision_ext.models import (
   adapters,
   blocks,
   policy,
+  ps3_checks,
   resample,
   selection,
   selection_cells,
@@ -31,6 +33,9 @@ from big_vision_ext.models import (
 
 Grid = tuple[int, int]
 Indices = Sequence[Int[Array, "b t"]]
+# Pixels (b, n, side, side, 3) of some cells of the lowest grid at the largest scale, and their
+# raster positions (b, n), -1 for none.
+Tiles = tuple[Num[Array, "b n s s 3"], Int[Array, "b n"]]
 
 # Scores are cosines in [-1, 1], times this: probabilities lie between 0.0067 and 0.9933.
 _SCORE_SCALE = 5.0
@@ -61,6 +66,10 @@ class PS3Stages(vit.ViT):
       then spends the tokens of its look on two: one goes where the score says, the other to what
       of the region it missed.
     policy_hidden: width of the layers of that policy.
+    residual_init: what the position table of a high-resolution scale starts as. "zeros", as
+      published, suits a start from a trained SigLIP. From scratch it leaves neighbours nearly
+      alike, since the table they share has a row for each low-resolution cell only; "sincos2d"
+      tells them apart from the first step.
     smooth_selection_prob: average the selection maps over a 6 x 6 grid before choosing.
     adapter_hidden, adapter_depth: sizes of an adapter between the trunk and the pooling head
       (C-RADIO's trunk under SigLIP's head); 0 for none.
@@ -85,6 +94,7 @@ class PS3Stages(vit.ViT):
   budget_rule: Literal["split", "cells"] = "split"
   look_policy: bool = False
   policy_hidden: int = 32
+  residual_init: str = "zeros"
   smooth_selection_prob: bool = False
   adapter_hidden: int = 0
   adapter_depth: int = 3
@@ -96,7 +106,7 @@ class PS3Stages(vit.ViT):
 
   def setup(self):
     super().setup()
-    self._check_fields()
+    ps3_checks.fields(self)
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     n, patch = len(self.scales) - 1, self.patch_size
     self.prior_prompt = self.param(
@@ -106,7 +116,7 @@ class PS3Stages(vit.ViT):
     self.selection_feature_proj = selection_head.NormedMlp(
       hidden=seen, features=self.width * n, used=self.width * self.num_maps, **types
     )
-    init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None, None, "embed"))
+    init = nn.with_logical_partitioning(self._init_residual, (None, None, "embed"))
     shapes = [(1, (s // patch) ** 2, self.width) for s in self.scales[1:]]
     self.residuals = [
       self.param(f"pos_emb_residual_{i}", init, shape, self.param_dtype)
@@ -125,6 +135,12 @@ class PS3Stages(vit.ViT):
       self.pool_adapter = adapters.PoolAdapter(
         self.adapter_hidden, self.out_width, self.adapter_depth, **types
       )
+
+  def _init_residual(self, key, shape, dtype):
+    if self.residual_init == "zeros":
+      return jnp.zeros(shape, dtype)
+    side = math.isqrt(shape[1])
+    return jnp.asarray(vit.sincos2d(side, side, self.width), dtype).reshape(shape)
 
   def make_pool(self, **types) -> nn.Module:
     heads, mlp_dim = self.pool_heads or self.num_heads, self.pool_mlp_dim or self.mlp_dim
@@ -165,17 +181,31 @@ class PS3Stages(vit.ViT):
     score = self._score(features, self.prior_prompt if prompt is None else prompt)
     return self._score_out(score, self._image_hw(image))
 
-  def high(self, image: Num[Array, "b y x 3"], kv: Any, index: Indices):
+  def high(
+    self,
+    image: Num[Array, "b y x 3"],
+    kv: Any,
+    index: Indices,
+    tiles: Tiles | None = None,
+  ):
     """Stage 3, the patches at raster positions `index[scale]` against the low-resolution keys.
+
+    Args:
+      image: the whole image.
+      kv: keys and values of the low-resolution pass.
+      index: what to look at.
+      tiles: parts of the image at the largest scale, from which that scale's patches are taken;
+        `image` is then a smaller view that serves the others.
 
     Returns:
       Tokens (b, t, d) before the final norm, scale by scale, and what the encoder gives beside.
     """
-    sizes = selection.scale_sizes(self.scales, self.patch_size, self._image_hw(image))
+    sizes = selection.scale_sizes(self.scales, self.patch_size, self._shown_hw(image, tiles))
     tokens = []
     for i, (size, at) in enumerate(zip(sizes, index)):
       if at.shape[-1]:
-        tokens.append(self._tokens(image, i, size, at))
+        of_tiles = tiles if i == len(sizes) - 1 else None
+        tokens.append(self._tokens(image, i, size, at, of_tiles))
     x = blocks.constrain(jnp.concatenate(tokens, axis=1), "act_embed")
     _, out = self.encode(x, kv)
     return out["last"], out
@@ -267,8 +297,19 @@ class PS3Stages(vit.ViT):
     return (pixels / 255.0 - mean) / std
 
   def _selection_features(self, image, low):
-    """Unit-length features of the cells (b, y, x, maps, d), and of the finer grid of the branch."""
-    x = self.selection_feature_proj(jnp.concatenate(low["hidden"], axis=-1))
+    """Unit-length features of the cells (b, y, x, maps, d), and of the finer grid of the branch.
+
+    Where blocks are recomputed in the backward pass, so is all of this: it is a fiftieth of the
+    work, and what it would keep through the backward pass of the high-resolution tokens, when
+    memory is fullest, is twice as large as the images.
+    """
+    features = type(self)._features_of
+    if self.remat_policy != "none":
+      features = nn.remat(features)
+    return features(self, image, low["hidden"])
+
+  def _features_of(self, image, hidden):
+    x = self.selection_feature_proj(jnp.concatenate(hidden, axis=-1))
     x = x.reshape(x.shape[0], *self.cells, self.num_maps, self.width)
     x = selection_head.l2_normalize(x)
     if not self.highres_branch:
@@ -309,12 +350,15 @@ class PS3Stages(vit.ViT):
     maps = self.per_scale(jax.nn.sigmoid(score))
     return [resample.nearest(x, grid) for x, grid in zip(maps, self.grids(image_hw))]
 
-  def _tokens(self, image, scale, size, index):
+  def _tokens(self, image, scale, size, index, tiles):
     """Embedded patches of one high-resolution scale, with positions."""
     patch = self.patch_size
-    cut = jax.vmap(lambda im, at: resample.gather_patches(im, size, patch, at))
-    x = self.embed_patches(self._normalise(cut(image, index)))
     rows, cols = size[0] // patch, size[1] // patch
+    if tiles is None:
+      pixels = jax.vmap(lambda im, at: resample.gather_patches(im, size, patch, at))(image, index)
+    else:
+      pixels = resample.tile_patches(*tiles, patch, cols, index).astype(jnp.float32)
+    x = self.embed_patches(self._normalise(pixels))
     if self.posemb_type == "learn" and self.posemb_fit == "crop":
       position = self.pos_embedding[0][index // cols * self.posemb_grid[1] + index % cols]
     elif self.posemb_type == "learn":
@@ -335,47 +379,9 @@ class PS3Stages(vit.ViT):
       )
     return image.shape[1:3]
 
-  def _check_fields(self):
-    selection.check_scales(self.scales, self.patch_size)
-    if self.pool_type != "map":
-      raise ValueError(f"pool_type={self.pool_type!r}: PS3 pools by attention, set it to 'map'.")
-    if self.pool_width not in (0, self.width) and not self.adapter_hidden:
-      raise ValueError(
-        f"pool_width={self.pool_width} differs from width={self.width}: set adapter_hidden, the "
-        "width of the adapter between them."
-      )
-    side = self.scales[-1] // self.patch_size
-    if self.posemb_fit == "crop" and min(self.posemb_grid) < side:
-      raise ValueError(
-        f"posemb_fit='crop' takes positions out of posemb_grid={self.posemb_grid}, which must hold "
-        f"the {side} x {side} patches of scales[-1]={self.scales[-1]}."
-      )
-    if self.selection_maps not in ("first", "each"):
-      raise ValueError(
-        f"selection_maps={self.selection_maps!r} is unknown; it is 'first' or 'each'."
-      )
-    if self.budget_rule not in ("split", "cells"):
-      raise ValueError(f"budget_rule={self.budget_rule!r} is unknown; it is 'split' or 'cells'.")
-    if self.budget_rule == "cells" and self.max_select_num_each_scale is not None:
-      raise ValueError(
-        f"max_select_num_each_scale={self.max_select_num_each_scale} splits the budget over "
-        "scales, but budget_rule='cells' buys cells at all of them; leave it None or take 'split'."
-      )
-    if self.look_policy and sum(self.budget()) < 2:
-      raise ValueError(
-        f"look_policy spends the tokens of a look on two in training, of which max_select_num="
-        f"{self.max_select_num} is too small for: give it at least 2."
-      )
-    if not all(-self.depth <= i < self.depth for i in self.select_layers):
-      raise ValueError(
-        f"select_layers={self.select_layers} must name blocks of depth={self.depth}, 0 to "
-        f"{self.depth - 1}."
-      )
-    if self.highres_branch and self.selection_size < self.selection_kernel:
-      raise ValueError(
-        f"selection_size={self.selection_size} must be at least selection_kernel="
-        f"{self.selection_kernel}."
-      )
+  def _shown_hw(self, image, tiles) -> Grid:
+    """Height and width of the image that is shown, whole or by a view and tiles."""
+    return self._image_hw(image) if tiles is None else (self.scales[-1],) * 2
 
 
 def _resize(image, side, antialias):

@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from big_vision_ext.core import boxes
 
@@ -175,6 +175,50 @@ def gather_patches(
   if weight_x is not None:
     out = jnp.einsum("nqs,npsc->npqc", jnp.asarray(weight_x)[col], out, precision=_EXACT)
   return out
+
+
+def tile_patches(
+  tiles: Num[Array, "b n s s c"],
+  tile_at: Int[Array, "b n"],
+  patch: int,
+  columns: int,
+  index: Int[Array, "b t"],
+) -> Num[Array, "b t p p c"]:
+  """The patches at raster positions `index` of an image of which only some tiles are there.
+
+  Args:
+    tiles: square tiles of whole patches.
+    tile_at: their raster positions in the image, -1 for none.
+    patch: side of a patch in pixels.
+    columns: patches in a row of the image.
+    index: row-major positions in the grid of patches. What is given for one that lies in no tile is
+      some other patch; see `in_tiles`.
+  """
+  b, n, side, _, c = tiles.shape
+  across = side // patch
+  cut = tiles.reshape(b, n, across, patch, across, patch, c).swapaxes(3, 4)
+  cut = cut.reshape(b, n * across * across, patch, patch, c)
+  tile, inside = _tile_of(index, columns, across)
+  slot = jnp.argmax(tile_at[:, None, :] == tile[:, :, None], axis=-1)
+  at = slot * (across * across) + inside
+  return jnp.take_along_axis(cut, at[:, :, None, None, None], axis=1)
+
+
+def in_tiles(tile_at: Int[Array, "b n"], grid: Size, across: int) -> Bool[Array, "b y x"]:
+  """Which patches of a grid lie in one of the tiles, which are `across` patches wide and high."""
+  tile, _ = _tile_of(np.arange(grid[0] * grid[1]), grid[1], across)
+  there = jnp.zeros((tile_at.shape[0], tile.max() + 1), bool)
+  # Places of -1 are dropped: the mode drops what lies beyond the end, so they are sent there.
+  place = jnp.where(tile_at < 0, there.shape[1], tile_at)
+  there = jax.vmap(lambda row, at: row.at[at].set(True, mode="drop"))(there, place)
+  return there[:, tile].reshape(-1, *grid)
+
+
+def _tile_of(index, columns: int, across: int):
+  """The tile that a patch lies in, and the patch's place in it, both in raster order."""
+  row, column = index // columns, index % columns
+  tile = row // across * (columns // across) + column // across
+  return tile, row % across * across + column % across
 
 
 def table_rows(

@@ -35,17 +35,25 @@ class Config:
       in the paper (cross-entropy and DICE; bottom-up is taught the union of all boxes).
     max_boxes: how many boxes of an image the input ships (`input.max_boxes`). Above 0, bottom-up
       is taught their union under "bce" as well.
+    tiles: how many tiles of the largest scale the input ships around the caption's region, with a
+      view of the whole, in place of the whole at that scale (`input.tiles`); 0 for the whole. See
+      `models.ps3.PS3Vision`.
+    view_size: side in pixels of that view (`input.view_size`).
     selection_weight: factor of the selection loss.
-    temperature_init, bias_init: of the sigmoid loss.
+    temperature_init, bias_init: of the contrastive loss.
+    contrast: its form and how it is computed.
   """
 
   image: dict[str, Any]
   text: dict[str, Any]
   selection_loss: Literal["bce", "bce_dice"] = "bce"
   max_boxes: int = 0
+  tiles: int = 0
+  view_size: int = 1512
   selection_weight: float = 1.0
   temperature_init: float = 10.0
   bias_init: float = -10.0
+  contrast: contrastive.Contrast = contrastive.Contrast()
 
 
 def make(model_config: Mapping[str, Any]) -> "Task":
@@ -99,7 +107,11 @@ class Task:
     return vision + _towers.text_flops(self.text)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    spec = _towers.batch_spec(batch_size, self.image_size, self.text.text_len)
+    spec = _towers.batch_spec(batch_size, self._train_side, self.text.text_len)
+    if n := self.config.tiles:
+      side = self.vision.patch_size * self.vision.scales[-1] // self.vision.scales[0]
+      spec["tiles"] = jax.ShapeDtypeStruct((batch_size, n, side, side, 3), np.uint8)
+      spec["tile_at"] = jax.ShapeDtypeStruct((batch_size, n), np.int32)
     if n := self.config.max_boxes:
       spec["boxes"] = jax.ShapeDtypeStruct((batch_size, n, 4), np.float32)
       spec["num_boxes"] = jax.ShapeDtypeStruct((batch_size,), np.int32)
@@ -107,11 +119,11 @@ class Task:
 
   def init(self, rng, batch):
     img, txt, prompt = jax.random.split(rng, 3)
-    one = {k: batch[k][:1] for k in ("image", "text", "box", "is_global")}
+    one = {k: v[:1] for k, v in batch.items()}
     width = jnp.zeros((1, self.vision.width))
     return {
         "img": self.vision.init(img, one["image"], prompt=width, box=one["box"],
-                                is_global=one["is_global"])["params"],
+                                is_global=one["is_global"], tiles=self._tiles(one))["params"],
         "txt": self.text.init(txt, one["text"])["params"],
         "prompt_proj": self.prompt.init(prompt, jnp.zeros((1, self.text.out_dim)))["params"],
         "t": jnp.full((1,), np.log(self.config.temperature_init), jnp.float32),
@@ -120,13 +132,14 @@ class Task:
 
   def loss(self, params, batch, rng, train: bool):
     del rng, train  # Nothing here is random.
-    _towers.check_image(batch["image"], self.image_size)
+    _towers.check_image(batch["image"], self._train_side)
     ztxt, prompt = self._read(params, batch)
     pooled, out = self.vision.apply(
         {"params": params["img"]}, batch["image"], prompt=prompt, box=batch["box"],
-        is_global=batch["is_global"])
-    contrast, metrics = contrastive.sigmoid_loss(
-        selection_head.l2_normalize(pooled), ztxt, jnp.exp(params["t"])[0], params["b"][0])
+        is_global=batch["is_global"], tiles=self._tiles(batch))
+    contrast, metrics = contrastive.contrastive_loss(
+        selection_head.l2_normalize(pooled), ztxt, jnp.exp(params["t"])[0], params["b"][0],
+        self.config.contrast)
     size = (self.image_size, self.image_size)
     regions = dict(
         box=batch["box"], is_global=batch["is_global"], image_hw=size,
@@ -224,6 +237,14 @@ class Task:
     if prompt is None:
       return out
     return out | {"text": text, "score_topdown": jax.nn.sigmoid(out["score"])}
+
+  @property
+  def _train_side(self) -> int:
+    """Side in pixels of the images of a training batch."""
+    return self.config.view_size if self.config.tiles else self.image_size
+
+  def _tiles(self, batch):
+    return (batch["tiles"], batch["tile_at"]) if self.config.tiles else None
 
   def _read(self, params, batch):
     """Normalised text embedding and the prompt made of it, both (b, d)."""

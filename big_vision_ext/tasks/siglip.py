@@ -27,7 +27,8 @@ class Config:
     image: fields of `models.vit.ViT`, with `variant` and `image_size` as shorthands.
     text: fields of `models.text.TextTransformer`, with `variant` as a shorthand.
     pool: "image" pools all tokens, "region" those on the sample's box.
-    temperature_init, bias_init: of the sigmoid loss; bias None for none.
+    temperature_init, bias_init: of the loss; bias None for none.
+    contrast: form of the loss and how it is computed.
   """
 
   image: dict[str, Any]
@@ -35,6 +36,7 @@ class Config:
   pool: Literal["image", "region"] = "image"
   temperature_init: float = 10.0
   bias_init: float | None = -10.0
+  contrast: contrastive.Contrast = contrastive.Contrast()
   mean: tuple[float, ...] = (0.5, 0.5, 0.5)
   std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
@@ -90,7 +92,9 @@ class Task:
   def loss(self, params, batch, rng, train: bool):
     del rng, train  # Nothing here is random.
     zimg, ztxt = self._embed_pair(params, batch)
-    return contrastive.sigmoid_loss(zimg, ztxt, jnp.exp(params["t"])[0], params["b"][0])
+    bias = params["b"][0] if "b" in params else 0.0
+    return contrastive.contrastive_loss(
+        zimg, ztxt, jnp.exp(params["t"])[0], bias, self.config.contrast)
 
   def embed_image(self, params, batch):
     """(b, d): whole images, whatever `pool` is."""

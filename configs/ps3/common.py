@@ -39,7 +39,7 @@ def published(a, base: str, size: str, *, batch_size: int) -> ml_collections.Con
   """The config of a published run.
 
   Args:
-    a: parsed argument with `data`, `tokenizer`, `init`, `batch`, `runlocal`.
+    a: parsed argument with `data`, `tokenizer`, `init`, `batch`, `runlocal`, and for "4k" `tiles`.
     base: one of `BASES`.
     size: "1.5k" or "4k".
     batch_size: global batch of the paper.
@@ -64,6 +64,9 @@ def published(a, base: str, size: str, *, batch_size: int) -> ml_collections.Con
   )
   if a.init:
     c.init = dict(path=a.init, allow_missing=NEW_PARAMETERS)
+  if tiles := a.get("tiles", 0):
+    patch = int(image["variant"].split("/")[1])
+    _train_on_tiles(c, tiles, patch * _ZOOMS[size][-1], view_size=scales[-2])
 
   c.lr = 5e-6
   c.schedule = dict(type="cosine", warmup_steps=1500)
@@ -71,7 +74,8 @@ def published(a, base: str, size: str, *, batch_size: int) -> ml_collections.Con
       b1=0.9, b2=0.95, eps=1e-8, weight_decay=5e-6 * 3e-4, clip_norm=None,
       wd_mults=((".*/(kernel|embedding|probe|pos_embedding)", 1.0),
                 ("img/pos_emb_residual_.*", 1.0)))
-  c.mesh = dict(data=1, fsdp=-1, tensor=1)
+  # 1152, the width, divides by 128 and not by 256: more would leave the parameters whole.
+  c.mesh = dict(data=-1, fsdp=-1, tensor=1, max_fsdp=128)
 
   c.log_steps = 20
   c.ckpt_steps = 500
@@ -90,6 +94,8 @@ def published(a, base: str, size: str, *, batch_size: int) -> ml_collections.Con
       layout = dict(posemb_grid=(24, 24), posemb_fit="crop", final_norm=False, adapter_hidden=24,
                     adapter_depth=1, pool_width=48, pool_heads=3, pool_mlp_dim=64)
     c.input.update(image_size=tiny[-1], text_len=16, threads=2)
+    if tiles:
+      _train_on_tiles(c, min(tiles, 4), 14 * _ZOOMS[size][-1], view_size=tiny[-2])
     c.model.image = dict(
         **_TINY, **layout, patch_size=14, scales=tiny, max_select_num=16, select_layers=(0, 1),
         selection_size=112, selection_kernel=28, selection_hidden=16, selection_out=16,
@@ -100,3 +106,12 @@ def published(a, base: str, size: str, *, batch_size: int) -> ml_collections.Con
     del c.keep_ckpt_percent
     c.evals.regions.update(batch_size=8, eval_percent=None, selections=("topdown",))
   return c
+
+
+def _train_on_tiles(c, tiles: int, tile_size: int, view_size: int) -> None:
+  """Training reads tiles of the largest scale around the region, and a view for the others.
+
+  Not the release's way: it has whole images. input_pipeline/README.md says what differs.
+  """
+  c.input.update(tiles=tiles, tile_size=tile_size, view_size=view_size)
+  c.model.update(tiles=tiles, view_size=view_size)

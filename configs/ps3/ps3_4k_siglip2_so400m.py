@@ -19,7 +19,10 @@ from configs.ps3 import common
 
 
 def get_config(arg=None):
-  """`arg`: data=DIR, init=weights of SigLIP 2, tokenizer=SPEC, batch=N, runlocal."""
+  """`arg`: data=DIR, init=weights of SigLIP 2, tokenizer=SPEC, batch=N, tiles=N (64: see
+  input_pipeline/README.md), runlocal.
+  """
   a = config_lib.parse_arg(
-      arg, data="data/regions", init="", tokenizer="bytes", batch=0, runlocal=False)
+      arg, data="data/regions", init="", tokenizer="bytes", batch=0, tiles=0,
+      runlocal=False)
   return common.published(a, "siglip2", "4k", batch_size=4096)

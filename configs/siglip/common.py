@@ -33,7 +33,8 @@ def siglip(a, *, variant: str, image_size: int, total_examples: int) -> ml_colle
   c.schedule = dict(type="cosine", warmup_percent=5)
   # The paper's decay of 1e-4 is not multiplied by the learning rate, and neither is ours.
   c.optim = dict(b1=0.9, b2=0.95, eps=1e-8, weight_decay=1e-4, clip_norm=1.0)
-  c.mesh = dict(data=1, fsdp=-1, tensor=1)
+  # So400m's width, 1152, divides by 128 and not by 256.
+  c.mesh = dict(data=-1, fsdp=-1, tensor=1, max_fsdp=128)
 
   c.log_steps = 50
   c.ckpt_steps = 1_000

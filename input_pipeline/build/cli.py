@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from input_pipeline import records
-from input_pipeline.build import coco, folder, jsonl, progress, skips, tfds_source, visual_genome
+from input_pipeline.build import (
+  coco,
+  folder,
+  jsonl,
+  layouts,
+  progress,
+  skips,
+  tfds_source,
+  visual_genome,
+)
 from input_pipeline.build import plan as plan_lib
 from input_pipeline.build.durable import BuildError
 from input_pipeline.build.writer import finish, write_split
@@ -26,7 +35,9 @@ _OPTIONS = {
     "images*", "tfds_split", "image_key", "text_key", "label_key", "box_key", "box_text_key",
   ),
 }
-_OF_READING = ("split", "val_share", "limit", "shard_size", "max_skip_share", "licence")
+_OF_READING = (
+  "split", "val_share", "limit", "shard_size", "max_skip_share", "licence", "layout",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
   add("--limit", type=int, help="use only the first N images")
   add("--shard-size", type=int, help="images per shard (default 256)")
   add("--max-skip-share", type=float, help="stop if more than this is skipped (default 0.05)")
+  add("--layout", choices=layouts.LAYOUTS,
+      help="plain: image files as they are (default); pyramid: large images as tiles of several "
+      "sizes, of which training decodes what it needs")
   add("--licence", help="licence of the data, noted in dataset.json")
   add("--tfds-split", help="tfds: split to read, slices allowed (default train)")
   add("--image-key", help="tfds: image feature (default image)")
@@ -134,9 +148,11 @@ def _build(args: argparse.Namespace) -> dict[str, int]:
   options = {
     name: getattr(args, name) for name in ("shard_size", "max_skip_share") if hasattr(args, name)
   }
+  layout = layouts.LAYOUTS[getattr(args, "layout", "plain")]
   write = functools.partial(
-    write_split, args.out, load=plan.load, threads=args.threads, progress=not args.quiet,
-    settings={"from": args.source, **plan.settings}, **options,
+    write_split, args.out, load=layout.load(plan.load), threads=args.threads,
+    progress=not args.quiet, settings={"from": args.source, **plan.settings, **layout.settings},
+    **options,
   )
   reports = {split: write(split, part) for split, part in parts.items() if part}
   provenance: dict[str, Any] = {
@@ -146,7 +162,8 @@ def _build(args: argparse.Namespace) -> dict[str, int]:
   }
   if hasattr(args, "licence"):
     provenance["licence"] = args.licence
-  finish(args.out, reports, {split: provenance for split in reports})
+  provenance |= layout.settings
+  finish(args.out, reports, {split: provenance for split in reports}, version=layout.version)
   return dict(plan.set_aside)
 
 

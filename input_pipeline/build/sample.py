@@ -17,8 +17,8 @@ from input_pipeline.build import sample_glyphs, sample_photos, sample_scene, wri
 from input_pipeline.records import Sample
 
 # Raise this whenever the pictures change, so that no directory mixes two kinds.
-VERSION = 2
-TRAIN, VAL = 320, 48
+VERSION = 3
+TRAIN, VAL = 400, 64
 # Small shards: an interrupted build repeats little.
 _SHARD_SIZE = 32
 _JPEG_QUALITY = 90
@@ -45,7 +45,7 @@ def build(
     train, val: how many canvases of each.
     threads: how many canvases are rendered at once.
     progress: whether to report on standard error.
-    max_side: longest side of a canvas in pixels, 2,048 to 4,096.
+    max_side: longest side of a canvas in pixels, 2,496 to 4,096.
 
   Returns:
     the report of each split.
@@ -56,8 +56,9 @@ def build(
   for name, value, least in (("seed", seed, 0), ("train", train, 1), ("val", val, 1)):
     if value < least:
       raise ValueError(f"{name} is {value} for the sample data; expected {least} or more.")
-  if not 2048 <= max_side <= sample_scene.MAX_SIDE:
-    raise ValueError(f"max_side is {max_side}; expected 2048 to {sample_scene.MAX_SIDE} pixels.")
+  least = sample_scene.LEAST_MAX_SIDE
+  if not least <= max_side <= sample_scene.MAX_SIDE:
+    raise ValueError(f"max_side is {max_side}; expected {least} to {sample_scene.MAX_SIDE} pixels.")
   # Missing packages show now, not in the middle of a shard.
   for photo in sample_photos.PHOTOS:
     sample_photos.load_photo(photo)

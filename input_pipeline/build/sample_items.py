@@ -17,10 +17,12 @@ from input_pipeline.build import sample_glyphs, sample_photos
 TOP_SCALE, LOW_SCALE = 768, 96
 
 # Height of a digit, and of the capitals of a word.
-DIGIT_HEIGHT = (14.5, 16.3)
+DIGIT_HEIGHT = (15.5, 17.5)
 CAP_HEIGHT = (17.0, 19.0)
 _DIGIT_TAG = (28.0, 36.0)
-DIGIT_SHARE = 0.7
+DIGIT_SHARE = 0.8
+# Level of ink and stretch of the digits, see `sample_glyphs.digit_mask`.
+_WEIGHT, _STRETCH = (0.30, 0.45), (0.9, 1.3)
 
 TAG_COLOURS = {
   "white": (246, 244, 238),
@@ -38,29 +40,31 @@ INK_COLOURS = {
   "black": (18, 18, 22),
   "white": (250, 250, 246),
   "red": (182, 16, 28),
-  "green": (10, 92, 42),
   "blue": (18, 44, 162),
-  "purple": (94, 24, 134),
   "yellow": (252, 226, 80),
 }
+# Of the rim around a tag: too thin to be told at the low scale. No name of one colour is another's.
+RIM_COLOURS = {
+  "grey": (128, 128, 128),
+  "brown": (120, 72, 30),
+  "lime": (170, 240, 40),
+  "magenta": (225, 20, 150),
+}
+_RIM_WIDTH = (1.8, 2.4)
+# Least distance of the colours of tag and rim in RGB.
+_MIN_DISTANCE = 110
 _COLOUR_JITTER = 10
 _SUPERSAMPLE = 1.5
 # Ratio of the luminances of tag and ink as WCAG 2 defines it; its bar for large text is 3.
 _MIN_CONTRAST = 3.0
 
-# The noun names the shape: rectangle, rounded rectangle, ellipse.
+# Rectangle, rounded rectangle, ellipse.
 _SHAPES = ("label", "tag", "sticker")
 
-_DIGIT_CAPTIONS = (
-  "a handwritten {content} in {ink} on {tag} {shape}",
-  "the handwritten digit {content}, written in {ink} on {tag} {shape}",
-  "{tag} {shape} with a handwritten {content} in {ink}",
-)
-_WORD_CAPTIONS = (
-  "the word {content} printed in {ink} on {tag} {shape}",
-  "{tag} {shape} with the word {content} in {ink}",
-  "the printed word {content}, in {ink} on {tag} {shape}",
-)
+_CAPTIONS = {
+  "digit": "A handwritten {content} in {ink} on {tag} tag with a {rim} rim.",
+  "word": "The word {content} printed in {ink} on {tag} tag with a {rim} rim.",
+}
 
 
 def _luminance(rgb: tuple[int, int, int]) -> float:
@@ -80,6 +84,12 @@ def inks_for(tag: str) -> list[str]:
   return [ink for ink in INK_COLOURS if ink != tag and contrast(tag, ink) >= _MIN_CONTRAST]
 
 
+def rims_for(tag: str) -> list[str]:
+  """The rims that stand out from a tag of this colour."""
+  colour = np.asarray(TAG_COLOURS[tag])
+  return [r for r, rgb in RIM_COLOURS.items() if np.linalg.norm(colour - rgb) >= _MIN_DISTANCE]
+
+
 @dataclasses.dataclass(frozen=True)
 class Item:
   """What one tag says and looks like.
@@ -87,16 +97,17 @@ class Item:
   Attributes:
     kind: "digit" or "word".
     content: what is to be read, as in the caption: "seven", "lamp".
-    tag, ink: names of colours.
-    shape: "label", "tag" or "sticker".
+    tag, ink, rim: names of colours.
+    shape: "label", "tag" or "sticker"; the caption calls each of them a tag.
     glyph: index of the digit instance, or of the word's font.
-    caption: the sentence about it, with no place named.
+    caption: the sentence about it.
   """
 
   kind: str
   content: str
   tag: str
   ink: str
+  rim: str
   shape: str
   glyph: int
   caption: str
@@ -104,7 +115,7 @@ class Item:
 
 def draw_items(rng: np.random.Generator, pool: sample_glyphs.Pool, count: int) -> list[Item]:
   """Items for one canvas: no digit instance, word, or pair of colours occurs twice."""
-  kinds = np.where(rng.random(count) < DIGIT_SHARE, "digit", "word")
+  digit = rng.random(count) < DIGIT_SHARE
   digit_indices = rng.choice(pool.digits, count, replace=False)
   words = rng.choice(pool.words, count, replace=False)
   labels = sample_glyphs.digits()[1]
@@ -117,22 +128,23 @@ def draw_items(rng: np.random.Generator, pool: sample_glyphs.Pool, count: int) -
     free = [ink for ink in inks_for(tags[i]) if (tags[i], ink) not in used]
     ink = str(rng.choice(free))
     used.add((tags[i], ink))
-    digit = kinds[i] == "digit"
-    content = sample_glyphs.DIGIT_NAMES[labels[digit_indices[i]]] if digit else str(words[i])
-    shape = str(rng.choice(_SHAPES))
+    rim = str(rng.choice(rims_for(tags[i])))
+    kind = "digit" if digit[i] else "word"
+    number = int(labels[digit_indices[i]])
+    content = sample_glyphs.DIGIT_NAMES[number] if digit[i] else str(words[i])
     article = "an" if tags[i][0] in "aeiou" else "a"
-    caption = str(rng.choice(_DIGIT_CAPTIONS if digit else _WORD_CAPTIONS)).format(
-      content=content, ink=ink, tag=f"{article} {tags[i]}", shape=shape
-    )
     items.append(
       Item(
-        kind=str(kinds[i]),
+        kind=kind,
         content=content,
         tag=tags[i],
         ink=ink,
-        shape=shape,
-        glyph=int(digit_indices[i]) if digit else int(rng.integers(sample_glyphs.FONT_COUNT)),
-        caption=f"{caption[0].upper()}{caption[1:]}.",
+        rim=rim,
+        shape=str(rng.choice(_SHAPES)),
+        glyph=int(digit_indices[i]) if digit[i] else int(rng.integers(sample_glyphs.FONT_COUNT)),
+        caption=_CAPTIONS[kind].format(
+          content=content, ink=ink, tag=f"{article} {tags[i]}", rim=rim
+        ),
       )
     )
   return items
@@ -147,7 +159,7 @@ def paint_item(rng: np.random.Generator, item: Item, unit: float) -> Image.Image
   if item.kind == "digit":
     height = rng.uniform(*DIGIT_HEIGHT)
     glyph = sample_glyphs.digit_mask(
-      item.glyph, round(fine * height), rng.uniform(0.42, 0.6), rng.uniform(0.8, 1.3)
+      item.glyph, round(fine * height), rng.uniform(*_WEIGHT), rng.uniform(*_STRETCH)
     )
     size = rng.uniform(*_DIGIT_TAG) * rng.uniform(0.95, 1.05, 2)
   else:
@@ -156,21 +168,29 @@ def paint_item(rng: np.random.Generator, item: Item, unit: float) -> Image.Image
     # An ellipse leaves less room at its ends.
     margin = 20.0 if item.shape == "sticker" else 11.0
     size = (glyph.width / fine + margin, height + rng.uniform(11.0, 16.0))
-  return _paint_tag(rng, item.tag, item.shape, size, unit, glyph, INK_COLOURS[item.ink])
+  return _paint_tag(rng, item.tag, item.rim, item.shape, size, unit, glyph, INK_COLOURS[item.ink])
 
 
-def _paint_tag(rng, tag, shape, size, unit, glyph=None, ink=None) -> Image.Image:
-  """A tag of `size` units, turned a little, drawn larger than needed for smooth edges."""
-  width, height = (max(4, round(_SUPERSAMPLE * unit * side)) for side in size)
-  mask = Image.new("L", (width, height))
+def _shape_mask(shape, size: tuple[int, int], inset: int) -> Image.Image:
+  """The outline of a tag, filled, drawn in by so many pixels on every side."""
+  mask = Image.new("L", size)
   draw = ImageDraw.Draw(mask)
-  corners = (0, 0, width - 1, height - 1)
+  corners = (inset, inset, size[0] - 1 - inset, size[1] - 1 - inset)
   if shape == "sticker":
     draw.ellipse(corners, fill=255)
   else:
     round_by = 0.08 if shape == "label" else 0.34
-    draw.rounded_rectangle(corners, radius=round_by * min(width, height), fill=255)
-  colour = _jittered(rng, TAG_COLOURS[tag])
+    draw.rounded_rectangle(corners, radius=round_by * min(size), fill=255)
+  return mask
+
+
+def _paint_tag(rng, tag, rim, shape, size, unit, glyph=None, ink=None) -> Image.Image:
+  """A tag of `size` units, turned a little, drawn larger than needed for smooth edges."""
+  width, height = (max(4, round(_SUPERSAMPLE * unit * side)) for side in size)
+  mask = _shape_mask(shape, (width, height), 0)
+  inset = round(_SUPERSAMPLE * unit * rng.uniform(*_RIM_WIDTH))
+  inner = np.asarray(_shape_mask(shape, (width, height), inset), np.float32)[..., None] / 255
+  colour = _jittered(rng, TAG_COLOURS[tag]) * inner + _jittered(rng, RIM_COLOURS[rim]) * (1 - inner)
   pixels = _shading(rng, (width, height))[..., None] * colour
   if glyph is not None:
     slack = np.array([width - glyph.width, height - glyph.height])
@@ -208,7 +228,9 @@ def _blank_tag(rng, unit) -> Image.Image:
   wide = rng.random() > DIGIT_SHARE
   # The sizes of tags that carry a word or a digit: size alone must not give a decoy away.
   size = (rng.uniform(45, 85), rng.uniform(22, 28)) if wide else rng.uniform(*_DIGIT_TAG, 2)
-  return _paint_tag(rng, str(rng.choice(list(TAG_COLOURS))), str(rng.choice(_SHAPES)), size, unit)
+  tag = str(rng.choice(list(TAG_COLOURS)))
+  rim = str(rng.choice(rims_for(tag)))
+  return _paint_tag(rng, tag, rim, str(rng.choice(_SHAPES)), size, unit)
 
 
 def _scribble(rng, unit) -> Image.Image:

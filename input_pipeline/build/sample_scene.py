@@ -10,14 +10,15 @@ from input_pipeline.build import sample_items, sample_photos
 from input_pipeline.build.sample_glyphs import Pool
 from input_pipeline.build.sample_items import Item
 
-MIN_SIDE, MAX_SIDE = 1536, 4096
+# A random crop of the shorter side, halved, still has the 768 pixels of the top scale, so that
+# training decodes every canvas at half its size or less.
+MIN_SIDE, MAX_SIDE = 1872, 4096
 _ASPECTS = (3 / 4, 4 / 5, 1.0, 5 / 4, 4 / 3)
-_ITEMS = (6, 12)
+LEAST_MAX_SIDE = round(MIN_SIDE * max(_ASPECTS))
+_ITEMS = (8, 12)
 _DECOYS = (4, 8)
 # Free space around every tag and decoy, and to the edge of the canvas, in units.
 _GAP = 8.0
-_PLACE_SHARE = 0.3
-_ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "middle", "right")
 
 
 @dataclasses.dataclass
@@ -45,7 +46,7 @@ def render(rng: np.random.Generator, pool: Pool, max_side: int = MAX_SIDE) -> Sc
   Args:
     rng: decides everything.
     pool: the digits and words that may occur.
-    max_side: of the canvas, in pixels; at least 2,048. The shorter side has 1,536 or more.
+    max_side: of the canvas, in pixels; at least `LEAST_MAX_SIDE`.
   """
   size = _canvas_size(rng, max_side)
   canvas, global_text = sample_photos.backdrop(rng, size)
@@ -59,8 +60,7 @@ def render(rng: np.random.Generator, pool: Pool, max_side: int = MAX_SIDE) -> Sc
     _put(rng, canvas, patch, box, unit)
     taken.append(box)
     items.append(item)
-    place = f" {_place(box, size)}" if rng.random() < _PLACE_SHARE else ""
-    texts.append(f"{item.caption}{place}")
+    texts.append(item.caption)
   boxes = np.array(taken, np.float32).reshape(-1, 4)
   for _ in range(rng.integers(_DECOYS[0], _DECOYS[1] + 1)):
     patch = sample_items.paint_decoy(rng, unit)
@@ -71,9 +71,9 @@ def render(rng: np.random.Generator, pool: Pool, max_side: int = MAX_SIDE) -> Sc
 
 
 def _canvas_size(rng: np.random.Generator, max_side: int) -> tuple[int, int]:
-  """Width and height; the square of a uniform number makes large canvases the rarer ones."""
+  """Width and height; the cube of a uniform number makes large canvases the rarer ones."""
   spread = max(0, max_side / max(_ASPECTS) - MIN_SIDE)
-  short = MIN_SIDE + spread * rng.random() ** 2
+  short = MIN_SIDE + spread * rng.random() ** 3
   aspect = _ASPECTS[rng.integers(len(_ASPECTS))]
   return round(short * max(aspect, 1)), round(short * max(1 / aspect, 1))
 
@@ -103,11 +103,3 @@ def _put(rng, canvas: Image.Image, patch: Image.Image, box, unit: float) -> None
   dx, dy = (int(v) for v in np.rint(rng.uniform(-0.6, 1.0, 2) * reach))
   canvas.paste((0, 0, 0), (box[0] - 2 * reach + dx, box[1] - 2 * reach + dy), shadow)
   canvas.paste(patch, box[:2], alpha)
-
-
-def _place(box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
-  """A sentence saying in which ninth of the image a box has its centre."""
-  column = int(3 * (box[0] + box[2]) / 2 / size[0])
-  row = int(3 * (box[1] + box[3]) / 2 / size[1])
-  where = "centre" if row == column == 1 else f"{_ROWS[row]} {_COLUMNS[column]}"
-  return f"It is in the {where} of the image."

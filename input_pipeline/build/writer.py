@@ -154,7 +154,11 @@ def write_split(
 
 
 def finish(
-  out_dir: str | os.PathLike, reports: dict[str, SplitReport], info: dict[str, Any]
+  out_dir: str | os.PathLike,
+  reports: dict[str, SplitReport],
+  info: dict[str, Any],
+  *,
+  version: int = records.VERSION,
 ):
   """Writes `dataset.json`, which turns the shards of a directory into a data set.
 
@@ -164,6 +168,7 @@ def finish(
     out_dir: the directory given to `write_split`.
     reports: what `write_split` returned, by split.
     info: provenance, licence, counts: anything JSON can hold.
+    version: the newest version of the records, of which a reader is warned by the manifest.
 
   Raises:
     BuildError: a shard is missing or has another size than was reported.
@@ -192,7 +197,7 @@ def finish(
       }
     manifest = {
       "format": records.FORMAT,
-      "version": records.VERSION,
+      "version": max(version, old.get("version", version)),
       "splits": splits,
       "info": {**old.get("info", {}), **info},
     }

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 from big_vision_ext import tasks, train
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import typed
-from input_pipeline import loader
+from input_pipeline import examples, loader
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # common.py holds what several configs share and is none itself.
@@ -51,6 +51,18 @@ def test_a_configs_model_and_input_fit_each_other(path, arg):
   assert spec["image"].shape == (config.batch_size, side, side, 3)
   assert spec["text"].shape == (config.batch_size, length)
   assert inputs.max_boxes == (spec["boxes"].shape[1] if "boxes" in spec else 0)
+
+
+@pytest.mark.parametrize("arg", ["tiles=64", "runlocal,tiles=64"])
+@pytest.mark.parametrize("path", ROOT.glob("configs/ps3/ps3_4k_*.py"), ids=lambda path: path.stem)
+def test_a_4k_model_trained_on_tiles_wants_the_batches_that_its_input_gives(path, arg):
+  config = config_lib.resolve(config_lib.load(f"{path}:{arg}"))
+  spec = tasks.make(config.task, config.model).batch_spec(1)
+  inputs = typed.build(loader.InputConfig, config.input | {"tokenizer": "bytes"}, "config.input")
+  batch = examples.ExampleMaker(inputs).allocate(1)
+  assert "tiles" in spec
+  assert {k: (s.shape, s.dtype) for k, s in spec.items()} == {
+    k: (v.shape, v.dtype) for k, v in batch.items()}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from big_vision_ext.core import checkpoint, config, sharding, trees
+from big_vision_ext.core import checkpoint, config, inventory, sharding, trees
 from tests.core.small_state import make_state, place
 
 MESHES = (config.Mesh(), config.Mesh(1, 8), config.Mesh(2, 2, 2))
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(damage, mesh, save
   DAMAGES[damage](saved / "checkpoints" / "2")
   checkpoints = checkpoint.Checkpoints(saved)
   state = make_state(mesh)
-  back, meta = checkpoints.restore_latest(shapes(state), place(mesh))
+  back, meta = checkpoints.restore_latest(shapes(state), place(mesh), fall_back=True)
   assert meta["step"] == 1
   np.testing.assert_array_equal(back["params"]["a"]["kernel"], state["params"]["a"]["kernel"])
   assert "DAMAGED CHECKPOINT" in caplog.text and "Going back to step 1" in caplog.text
@@ -125,12 +125,45 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(damage, mesh, save
   checkpoints.close()
 
 
+def test_a_damaged_checkpoint_stays_where_it_is_unless_asked_for_the_one_before(mesh, saved):
+  flip_bits(saved / "checkpoints" / "2")
+  state = make_state(mesh)
+  with pytest.raises(checkpoint.DamagedError, match="checkpoints/2.*--fallback_checkpoint.*step 1"):
+    checkpoint.Checkpoints(saved).restore_latest(shapes(state), place(mesh))
+  assert (saved / "checkpoints" / "2").is_dir() and not (saved / "damaged_checkpoints").exists()
+
+
+def test_every_file_of_a_checkpoint_that_is_cut_short_or_missing_is_named(mesh, saved):
+  folder = saved / "checkpoints" / "2"
+  checkpoints = checkpoint.Checkpoints(saved, read_only=True)
+  # The others are the inventory itself and two that orbax adds when all else is done.
+  files = [p for p in folder.rglob("*") if p.is_file() and p.parent != folder]
+  assert len(files) > 10
+  for path in files:
+    data, name = path.read_bytes(), path.relative_to(folder)
+    path.write_bytes(data[:-1])
+    with pytest.raises(checkpoint.DamagedError, match="step 2 is damaged") as error:
+      checkpoints.params(2)
+    assert f"{name} has {len(data) - 1} bytes, {len(data)} were written" in str(error.value)
+    path.unlink()
+    with pytest.raises(checkpoint.DamagedError, match=f"{name} is missing"):
+      checkpoints.restore(2, shapes(make_state(mesh)), place(mesh))
+    path.write_bytes(data)
+  assert checkpoints.params(2)["t"] == 2
+
+
+def test_a_checkpoint_from_before_there_were_inventories_is_read(mesh, saved):
+  (saved / "checkpoints" / "2" / inventory.NAME).unlink()
+  _, meta = checkpoint.Checkpoints(saved).restore_latest(shapes(make_state(mesh)), place(mesh))
+  assert meta["step"] == 2
+
+
 def test_with_only_damaged_checkpoints_a_run_does_not_start_over(mesh, saved):
   for step in ("1", "2"):
     truncate_files(saved / "checkpoints" / step)
   state = make_state(mesh)
   with pytest.raises(checkpoint.DamagedError, match="no earlier checkpoint"):
-    checkpoint.Checkpoints(saved).restore_latest(shapes(state), place(mesh))
+    checkpoint.Checkpoints(saved).restore_latest(shapes(state), place(mesh), fall_back=True)
 
 
 def test_another_format_version_is_an_error_that_says_so(mesh, tmp_path, monkeypatch):
@@ -159,6 +192,27 @@ def test_a_full_disk_is_a_clear_error_and_leaves_the_earlier_checkpoint(mesh, sa
   assert meta["step"] == 2
   np.testing.assert_array_equal(back["params"]["a"]["kernel"], state["params"]["a"]["kernel"])
   checkpoints.close()
+
+
+def test_the_moving_average_is_read_in_place_of_what_was_trained(mesh, tmp_path):
+  state, checkpoints = make_state(mesh), checkpoint.Checkpoints(tmp_path)
+  average = jax.tree.map(lambda x: 2 * x, {"a": state["params"]["a"], "t": None})
+  config = {"task": "siglip", "total_steps": 5, "batch_size": 8}
+  checkpoints.save(1, state, {"config": config})
+  checkpoints.save(2, state | {"ema": average}, {"config": config})
+  checkpoints.wait()
+  checkpoints.close()
+  params, (_, got, step) = state["params"], checkpoint.load_workdir(f"{tmp_path}:ema")
+  assert step == 2
+  np.testing.assert_array_equal(got["a"]["kernel"], 2 * params["a"]["kernel"])
+  np.testing.assert_array_equal(got["a"]["bias"], 2 * params["a"]["bias"])
+  np.testing.assert_array_equal(got["t"], params["t"])  # not trained, hence not averaged
+  trained = checkpoint.load_workdir(tmp_path)[1]
+  np.testing.assert_array_equal(trained["a"]["kernel"], params["a"]["kernel"])
+  at_two, step = checkpoint.find(f"{tmp_path / 'checkpoints' / '2'}:ema")
+  np.testing.assert_array_equal(at_two.params(step)["a/kernel"], got["a"]["kernel"])
+  with pytest.raises(checkpoint.CheckpointError, match="1: holds no moving average.*config.ema"):
+    checkpoint.load_workdir(f"{tmp_path}:ema", step=1)
 
 
 def test_load_workdir_gives_config_parameters_and_step(mesh, tmp_path):

@@ -172,3 +172,39 @@ def test_only_what_decides_the_parameters_counts_as_a_difference():
   assert config_lib.differences(old, other) == [
       "input.data: 'd' -> 'e'", "lr: 0.001 -> 0.5", "model.width: 'not set' -> 2",
       "optim.b2: 0.999 -> 0.9"]
+
+
+HARDWARE_FILE = """
+import ml_collections
+
+def get_config(arg=None):
+  return ml_collections.ConfigDict({
+      "task": "siglip", "total_steps": 100, "batch_size": 8, "model": {"image": {"depth": 2}},
+      "hardware": {"v5e": {"mesh": {"fsdp": 4}, "model": {"image": {"depth": 3}},
+                           "total_examples": 80},
+                   "cpu": {"batch_size": 2}}})
+"""
+
+
+def test_settings_for_a_kind_of_device_are_used_on_it_alone_and_the_command_line_wins(tmp_path):
+  file = tmp_path / "c.py"
+  file.write_text(HARDWARE_FILE)
+
+  def on(kind, *overrides):
+    return resolve(config_lib.load(str(file), overrides, device_kind=kind))
+
+  plain, cpu, tpu = on(None), on("cpu"), on("TPU v5 lite")
+  assert (plain.batch_size, cpu.batch_size, tpu.batch_size) == (8, 2, 8)
+  assert on("TPU v4") == plain and tpu.model["image"]["depth"] == 3 and tpu.mesh.fsdp == 4
+  assert tpu.total == Duration(80, "examples") and cpu.total == Duration(100, "steps")
+  assert on("cpu", "batch_size=4").batch_size == 4
+  assert on("cpu", "batch_size=4", "hardware.cpu.lr=0.5").lr == 0.5
+  with pytest.raises(ConfigError, match="config.hardware.v6: .* did you mean 'v6e'"):
+    on("cpu", "hardware.v6.lr=1.0")
+  with pytest.raises(ConfigError, match="config.mesh.fspd: .* did you mean 'fsdp'"):
+    on("cpu", "hardware.cpu.mesh.fspd=2")
+
+
+def test_an_average_that_never_moves_is_refused():
+  with pytest.raises(ConfigError, match=r"config.ema=1.0: expected in \[0, 1\)"):
+    resolve(MINIMAL | {"ema": 1.0})

@@ -64,11 +64,92 @@ def test_moments_can_be_kept_in_bfloat16():
   assert dtypes["1/mu/a/kernel"] == jnp.bfloat16 and dtypes["1/nu/a/kernel"] == jnp.float32
 
 
+def test_second_moments_can_be_kept_in_bfloat16_where_that_can_work():
+  optim = Optim(b2=0.95, nu_dtype="bfloat16", clip_norm=None)
+  tx, exact = (optimizers.make(o, 0.1, PARAMS) for o in (optim, Optim(b2=0.95, clip_norm=None)))
+  state, want_state = tx.init(PARAMS), exact.init(PARAMS)
+  for t in range(20):
+    updates, state = tx.update(grads(t), state, PARAMS)
+    want, want_state = exact.update(grads(t), want_state, PARAMS)
+  assert {str(x.dtype) for x in jax.tree.leaves(state[0].nu)} == {"bfloat16"}
+  for a, b in zip(jax.tree.leaves(updates), jax.tree.leaves(want)):
+    # A relative rounding of 2^-9 in each of some 20 steps that count, halved by the root.
+    np.testing.assert_allclose(a, b, rtol=0.02)
+    assert not np.array_equal(a, b)
+  with pytest.raises(ConfigError, match="nu_dtype='bfloat16' with b2=0.999"):
+    optimizers.make(Optim(nu_dtype="bfloat16"), 0.1, PARAMS)
+
+
+def adafactor_reference(params, all_grads, lr, cap, momentum, clip_rms):
+  """Shazeer and Stern 2018, algorithm 4, with the changes of Zhai et al. 2022, in float64."""
+  rows, cols, full, mean = {}, {}, {}, {}
+  params = {n: np.float64(p) for n, p in params.items()}
+  for t, g in enumerate(all_grads, 1):
+    beta = min(cap, 1 - t**-0.8)
+    for n in params:
+      x = np.float64(g[n])
+      square = x**2 + 1e-30
+      if x.ndim >= 2 and min(sorted(x.shape)[-2:]) >= 32:
+        small, large = np.argsort(x.shape)[-2:]
+        rows[n] = beta * rows.get(n, 0) + (1 - beta) * square.mean(axis=large, keepdims=True)
+        cols[n] = beta * cols.get(n, 0) + (1 - beta) * square.mean(axis=small, keepdims=True)
+        second = rows[n] * cols[n] / rows[n].mean(axis=small, keepdims=True)
+      else:
+        second = full[n] = beta * full.get(n, 0) + (1 - beta) * square
+      update = x / np.sqrt(second)
+      if clip_rms:
+        update /= max(1, np.sqrt((update**2).mean()) / clip_rms)
+      mean[n] = momentum * mean.get(n, 0) + (1 - momentum) * update
+      params[n] = params[n] - lr * mean[n]
+  return params
+
+
+@pytest.mark.parametrize("clip_rms", [None, 0.5])
+def test_adafactor_is_that_of_scaling_vision_transformers(clip_rms):
+  rng = np.random.default_rng(0)
+  shapes = {"kernel": (40, 48), "heads": (48, 4, 36), "bias": (48,), "few": (8, 64)}
+  params = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+  all_grads = [{n: rng.standard_normal(s).astype(np.float32) * 10**rng.uniform(-2, 1)
+                for n, s in shapes.items()} for _ in range(6)]
+  # The cap is low, so that it counts within six steps.
+  optim = Optim("adafactor", b1=0.8, b2=0.6, mu_dtype="float32", clip_norm=None, clip_rms=clip_rms)
+  tx = optimizers.make(optim, 0.05, params)
+  got, state = params, tx.init(params)
+  for g in all_grads:
+    updates, state = jax.jit(tx.update)(g, state, got)
+    got = optax.apply_updates(got, updates)
+  want = adafactor_reference(params, all_grads, 0.05, 0.6, 0.8, clip_rms)
+  for name in params:
+    # float32 against float64 over six steps.
+    np.testing.assert_allclose(got[name], want[name], atol=2e-5, err_msg=name)
+
+
+def test_adafactor_keeps_little_and_its_momentum_in_bfloat16():
+  params = {"kernel": jnp.zeros((64, 96)), "bias": jnp.zeros(96)}
+  state = optimizers.make(Optim("adafactor"), 0.1, params).init(params)
+  kept = trees.flatten(state)
+  momentum = {n for n in kept if kept[n].dtype == jnp.bfloat16}
+  assert sum(kept[n].size for n in momentum) == 65 * 96
+  # Row and column, the bias's full moment, and one number for what there is not, and counters.
+  assert sum(x.size for n, x in kept.items() if n not in momentum) == 64 + 96 + 96 + 1 + 2 + 2
+
+
+def test_a_moving_average_follows_at_first_and_then_remembers():
+  average, want = {"a": jnp.zeros(3)}, np.zeros(3)
+  for t in range(200):
+    value = np.random.default_rng(t).standard_normal(3)
+    decay = min(0.95, (1 + t) / (10 + t))
+    want = decay * want + (1 - decay) * value
+    average = optimizers.update_average(average, {"a": jnp.float32(value)}, 0.95, jnp.int32(t))
+  np.testing.assert_allclose(average["a"], want, atol=1e-6)
+
+
 @pytest.mark.parametrize("optim,message", [
     (Optim(lr_mults=(("c/.*", 1.0),)), "config.optim.lr_mults: the pattern 'c/"),
     (Optim(weight_decay=0.1, wd_mults=(("c", 1.0),)), "config.optim.wd_mults: the pattern 'c'"),
     (Optim(clip_norm=-1.0), "config.optim.clip_norm=-1.0"),
     (Optim(b1=1.0), "config.optim.b1=1.0"),
+    (Optim("adafactor", clip_rms=-1.0), "config.optim.clip_rms=-1.0"),
 ])
 def test_settings_that_cannot_be_are_errors(optim, message):
   with pytest.raises(ValueError, match=message):

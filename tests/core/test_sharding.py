@@ -6,7 +6,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from big_vision_ext.core import config, sharding
+from big_vision_ext.core import config, optimizers, sharding
 
 
 def make_mesh(*sizes):
@@ -23,6 +23,14 @@ def test_a_mesh_takes_what_is_left_over(sizes, shape):
   mesh = make_mesh(*sizes)
   assert tuple(mesh.shape.values()) == shape and mesh.axis_names == ("data", "fsdp", "tensor")
   assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+@pytest.mark.parametrize("most,tensor,shape", [
+    (8, 1, (1, 8, 1)), (128, 1, (1, 8, 1)), (4, 1, (2, 4, 1)), (3, 1, (4, 2, 1)), (4, 2, (1, 4, 2)),
+    (2, 2, (2, 2, 2))])
+def test_fsdp_takes_no_more_than_it_may_and_data_the_rest(most, tensor, shape):
+  mesh = sharding.make_mesh(config.Mesh(-1, -1, tensor, max_fsdp=most))
+  assert tuple(mesh.shape.values()) == shape
 
 
 @pytest.mark.parametrize("sizes,message", [
@@ -92,6 +100,34 @@ def test_optimiser_moments_live_with_their_parameters():
   got = sharding.state_shardings(tx, params, shardings, mesh)
   adam = got[1]
   assert adam.mu == shardings and adam.nu == shardings and adam.count.is_fully_replicated
+
+
+def test_factored_moments_are_cut_along_what_they_have_of_their_parameter():
+  mesh = make_mesh(1, 4, 2)
+  boxed = {"a": box((3, 64, 4, 32), "layers", "embed", "heads", "kv"), "b": box((8,), "mlp")}
+  shardings = sharding.param_shardings(boxed, mesh, sharding.merge_rules(()))
+  tx = optimizers.make(config.Optim("adafactor"), 1.0, sharding.unbox(boxed))
+  got = sharding.state_shardings(tx, sharding.unbox(boxed), shardings, mesh)
+  factored, momentum = got[1]
+  # The largest axis, embed, is missing in the one, and the second, kv, in the other.
+  assert factored.v_row["a"].spec == P(None, "tensor", None)
+  assert factored.v_col["a"].spec == P(None, "fsdp", "tensor")
+  assert factored.v["a"].is_fully_replicated and factored.v["b"].spec == P("tensor")
+  assert momentum.ema == shardings and factored.count.is_fully_replicated
+
+
+def test_the_ring_of_a_batch_has_the_axes_that_cut_it():
+  def ring(rows, *sizes):
+    with sharding.use(make_mesh(*sizes), ()):
+      return sharding.batch_ring(rows)
+
+  assert sharding.batch_ring(7) is None
+  assert ring(16, 2, 4, 1) == sharding.Ring(("data", "fsdp"), 8)
+  assert ring(16, 1, 4, 2) == sharding.Ring(("fsdp", "tensor"), 8)
+  assert ring(12, 1, 4, 2) == sharding.Ring(("fsdp",), 4)
+  assert ring(7, 1, 1, 8) is None
+  with pytest.raises(sharding.ShardingError, match="6 rows cannot be cut evenly over fsdp: 4"):
+    ring(6, 1, 4, 2)
 
 
 def test_a_host_array_is_put_where_it_belongs():

@@ -106,6 +106,30 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(start):
   assert reports[-1]["skipped_in_row"] == 3 and np.isnan(reports[-1]["loss"])
 
 
+def test_the_moving_average_is_of_the_trained_parameters_and_cut_as_they_are(start):
+  task, frozen = toy_task.Toy(nan_at=-1.0), {"freeze": ["fc1/bias"]}
+  states = [train((config.Mesh(1, 4, 2), 8), steps=n, ema=0.5, optim=frozen, task=task)[1]
+            for n in (0, 1, 2)]
+  at = [{n: np.float64(x) for n, x in trees.flatten(s["params"]).items()} for s in states]
+  average = trees.flatten(states[2]["ema"])
+  assert average.keys() == at[0].keys() - {"fc1/bias"}
+  for name, value in average.items():
+    want = at[0][name] + 0.9 * (at[1][name] - at[0][name])  # decays of 1/10 and 2/11
+    want += 9 / 11 * (at[2][name] - want)
+    np.testing.assert_allclose(value, want, atol=1e-6, err_msg=name)
+    assert value.sharding == trees.flatten(states[2]["params"])[name].sharding
+  seen = trees.flatten(step.evaluated(states[2]))
+  assert seen.keys() == at[0].keys() and seen["fc1/kernel"] is average["fc1/kernel"]
+  assert trees.flatten(step.evaluated(start)) == trees.flatten(start["params"])
+
+
+def test_an_average_forgets_what_was_initialised_when_weights_are_loaded():
+  state = {"params": {"a": jnp.zeros(2), "b": jnp.zeros(2)}, "ema": {"a": jnp.zeros(2), "b": None}}
+  state = step.with_params(state, {"a": jnp.ones(2), "b": jnp.ones(2)})
+  np.testing.assert_array_equal(state["ema"]["a"], 1.0)
+  assert state["ema"]["b"] is None and state["ema"]["a"] is not state["params"]["a"]
+
+
 def test_the_noise_of_a_step_depends_on_seed_and_step_only():
   first, _ = train(task=toy_task.Toy(noise=1.0), steps=2)
   again, _ = train(task=toy_task.Toy(noise=1.0), steps=2)

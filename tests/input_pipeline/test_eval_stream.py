@@ -115,7 +115,7 @@ def test_processes_evaluate_equally_many_batches_and_together_everything(data):
 def test_evaluation_masks_and_counts_what_cannot_be_decoded(make_dataset, make_sample):
   bad = make_sample(1)
   bad.image = bad.image[: len(bad.image) // 2]
-  version = records.encode_sample(make_sample(3)).replace(b"\xa7version\x01", b"\xa7version\x02")
+  version = records.encode_sample(make_sample(3)).replace(b"\xa7version\x01", b"\xa7version\x03")
   directory = make_dataset({"val": [make_sample(0), bad, make_sample(2), version]}, shards=1)
   config = _config(directory, max_skip_share=0.5)
   stream = loader.eval_stream(config, batch_size=4)
@@ -126,7 +126,7 @@ def test_evaluation_masks_and_counts_what_cannot_be_decoded(make_dataset, make_s
   assert index.tolist() == [0, 1, -1, -1, 4, 5, -1, -1]
   assert stream.skipped == {"record-version": 1, "image-undecodable": 1}
   strict = dataclasses.replace(config, max_skip_share=0.01)
-  with pytest.raises(loader.LoadError, match="record version is 2"):
+  with pytest.raises(loader.LoadError, match="record version is 3"):
     loader.eval_stream(strict, batch_size=4)
 
 

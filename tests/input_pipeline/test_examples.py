@@ -1,10 +1,12 @@
+import dataclasses
 import pickle
 
 import numpy as np
 import pytest
 
-from input_pipeline import examples, transforms
-from input_pipeline.input_config import InputConfig
+from input_pipeline import examples, pyramid, transforms
+from input_pipeline.build import layouts
+from input_pipeline.input_config import InputConfig, InputError
 
 
 def _array(value, size=100):
@@ -95,3 +97,51 @@ def test_sentences_are_sampled_only_if_asked(make_sample):
     config = InputConfig("unused", image_size=8, sentence_sampling=sampling)
     rows = {_train_row(config, sample, i)["text"].tobytes() for i in range(40)}
     assert (len(rows) == 1) if least == 1 else (len(rows) >= least)
+
+
+def test_a_row_of_tiles_is_the_row_of_the_whole_with_less_around_it(make_sample):
+  """Same words and boxes to the bit, and the pixels of the whole where there are tiles."""
+  whole = InputConfig("unused", image_size=80, max_boxes=3)
+  tiled = dataclasses.replace(whole, tiles=6, tile_size=16, view_size=40)
+  covered, all_off = 0, []
+  for i in range(12):
+    sample = make_sample(i, regions=3)
+    a, b = _train_row(whole, sample, i), _train_row(tiled, sample, i)
+    for name in ("text", "box", "is_global", "boxes", "num_boxes"):
+      np.testing.assert_array_equal(a[name], b[name])
+    assert b["image"].shape == (1, 40, 40, 3) and b["tiles"].shape == (1, 6, 16, 16, 3)
+    for tile, at in zip(b["tiles"][0], b["tile_at"][0]):
+      y, x = 16 * (at // 5), 16 * (at % 5)
+      there = a["image"][0, y:y + 16, x:x + 16].astype(int) if at >= 0 else 0
+      # Pillow rounds to whole levels after each of two passes, rows or columns first, whichever is
+      # cheaper for the shape: some of the pixels are off by one, a few by two.
+      all_off.append(np.abs(tile - there))
+      assert all_off[-1].max() <= 2
+    x0, y0, x1, y1 = np.floor(b["box"][0] / 16)
+    covered += {5 * y0 + x0, 5 * min(y1, 4) + min(x1, 4)} <= set(b["tile_at"][0])
+  assert covered >= 6 and np.mean(all_off) < 0.2
+
+
+def test_layouts_and_kinds_of_resizing_share_words_and_boxes_to_the_bit(make_sample, monkeypatch):
+  monkeypatch.setattr(pyramid, "WORTH_IT", 30)
+  for i in range(6):
+    sample = make_sample(i, regions=3)
+    stored = layouts.tiled(sample)
+    assert stored.pyramid is not None and not stored.image
+    rows = [_train_row(InputConfig("unused", image_size=32, max_boxes=3, resize=resize), s, i)
+            for s in (sample, stored) for resize in ("bicubic", "fast")]
+    for other in rows[1:]:
+      for name in ("text", "box", "is_global", "boxes", "num_boxes"):
+        np.testing.assert_array_equal(rows[0][name], other[name])
+      assert np.abs(rows[0]["image"].astype(int) - other["image"]).mean() < 6
+
+
+@pytest.mark.parametrize("settings, says", [
+  ({"tile_size": 30}, "tile_size is 30, expected a divisor of input.image_size, 80"),
+  ({"tiles": 26, "tile_size": 16}, "tiles is 26, but 80 pixels hold 25 tiles of 16"),
+  ({"tile_size": 16, "view_size": 81}, "view_size is 81, expected no more than input.image_size"),
+  ({"tiles": -1}, "tiles is -1"),
+])
+def test_tiles_that_do_not_fit_the_image_are_refused(settings, says):
+  with pytest.raises(InputError, match=says):
+    InputConfig("unused", image_size=80, **{"tiles": 4} | settings)

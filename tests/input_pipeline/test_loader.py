@@ -169,7 +169,7 @@ def _with_bad(make_sample, good=8):
   bad = make_sample(100)
   truncated = dataclasses.replace(bad, image=bad.image[: len(bad.image) // 2])
   wrong_size = dataclasses.replace(bad, width=bad.width + 7)
-  version = records.encode_sample(bad).replace(b"\xa7version\x01", b"\xa7version\x02")
+  version = records.encode_sample(bad).replace(b"\xa7version\x01", b"\xa7version\x03")
   silent = make_sample(101, regions=0, global_text=None)
   wordless = dataclasses.replace(make_sample(102, regions=1, global_text=None), texts=["?!"])
   samples = [make_sample(i) for i in range(good)]
@@ -198,6 +198,29 @@ def test_unusable_records_are_replaced_alike_everywhere_and_counted(make_dataset
   ]
   joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*halves)]
   _assert_same(joined, batches)
+
+
+def test_skips_are_counted_by_data_set_and_any_rows_can_be_asked_for(make_dataset, make_sample):
+  good, bad = _with_bad(make_sample)
+  members = {"clean": {"path": make_dataset({"train": good}, "clean")},
+             "mixed": {"path": make_dataset({"train": good + bad}, "mixed"), "weight": 2}}
+  config = _config(members, max_skip_share=0.9)
+  assert loader.source_names(config) == ["clean", "mixed"]
+  whole = loader.train_stream(config, batch_size=8, seed=0)
+  batches = _take(whole, 5)
+  counts = whole.skipped_by_source
+  assert set(counts) == {"mixed"} and counts["mixed"] == sum(whole.skipped.values()) > 0
+
+  parts = [loader.train_stream(config, batch_size=8, seed=0, rows=rows)
+           for rows in ((0, 2, 7), (1, 3, 4, 5, 6))]
+  for step in range(5):
+    some, others = (next(part) for part in parts)
+    for key, value in batches[step].items():
+      np.testing.assert_array_equal(some[key], value[[0, 2, 7]])
+      np.testing.assert_array_equal(others[key], value[[1, 3, 4, 5, 6]])
+  assert sum(part.skipped_by_source["mixed"] for part in parts) == counts["mixed"]
+  with pytest.raises(loader.InputError, match="rows .* are not those of a batch of 8"):
+    loader.train_stream(config, batch_size=8, seed=0, rows=[8])
 
 
 def test_skips_are_counted_as_of_the_batch_in_hand_whatever_was_made_ahead(

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import pickle
@@ -6,7 +7,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from input_pipeline import records
+from input_pipeline import images, pyramid, records
 
 
 def test_a_sample_survives_encoding_unchanged(make_sample):
@@ -22,7 +23,7 @@ def test_a_label_and_captions_survive_and_leave_other_records_as_they_were(make_
   plain = make_sample(1)
   known = set(msgpack.unpackb(records.encode_sample(plain)))
   # What a reader that knows neither field looks for is all there, under the same version.
-  assert known == {"format", "version", *records._FIELDS}
+  assert known == {"format", "version", "image", *records._FIELDS}
   plain.label, plain.captions = "golden_retriever", ["one", "two"]
   fields = msgpack.unpackb(records.encode_sample(plain))
   assert set(fields) == known | {"label", "captions"} and fields["version"] == 1
@@ -30,6 +31,42 @@ def test_a_label_and_captions_survive_and_leave_other_records_as_they_were(make_
   assert (back.label, back.captions) == ("golden_retriever", ["one", "two"])
   bare = records.decode_sample(records.encode_sample(make_sample(1)))
   assert (bare.label, bare.captions) == (None, [])
+
+
+def _tiled(sample):
+  pixels = images.decode_image(sample.image)
+  made = pyramid.make(pixels, full_colour=True, tile=16)
+  return dataclasses.replace(sample, image=b"", pyramid=made)
+
+
+def test_a_pyramid_in_place_of_the_file_survives_under_a_version_of_its_own(make_sample):
+  sample = _tiled(make_sample(1))
+  data = records.encode_sample(sample)
+  fields = msgpack.unpackb(data)
+  # Readers that know no pyramids ask for version 1 and refuse others.
+  assert fields["version"] == 2 and "image" not in fields
+  back = records.decode_sample(data)
+  assert (back.image, back.pyramid) == (b"", sample.pyramid)
+  assert records.encode_sample(back) == data
+
+
+@pytest.mark.parametrize("changes, says", [
+  ({"pyramid": ...}, "field 'pyramid' is missing"),
+  ({"pyramid": {}}, "field 'pyramid' is empty"),
+  ({"pyramid": {"tile": 16, "levels": [[b"x"]]}}, r"no pyramid of the image \(level 0 has 1 tiles"),
+  ({"version": 1}, "field 'image' is missing"),
+  ({"width": 500}, "no pyramid of the image"),
+])
+def test_a_bad_pyramid_is_named_with_the_record(make_sample, changes, says):
+  with pytest.raises(records.RecordError, match=f"record 7 .*{says}"):
+    records.decode_sample(_changed(_tiled(make_sample(0, regions=0, global_text="x")), **changes),
+                          "record 7")
+
+
+def test_a_sample_with_both_a_file_and_a_pyramid_is_not_written(make_sample):
+  sample = dataclasses.replace(_tiled(make_sample(0)), image=b"file")
+  with pytest.raises(records.RecordError, match="both an image file and a pyramid"):
+    records.encode_sample(sample)
 
 
 def test_encoding_is_deterministic(make_sample):
@@ -45,7 +82,7 @@ def _changed(sample, **changes):
 @pytest.mark.parametrize(
   "changes, reason, says",
   [
-    ({"version": 2}, "record-version", "version is 2, this program reads version 1"),
+    ({"version": 3}, "record-version", "version is 3, this program reads versions 1 and 2"),
     ({"format": "other"}, "record-format", "format is 'other', expected 'bve-regions'"),
     ({"width": ...}, "record-invalid", "field 'width' is missing"),
     ({"width": "9"}, "record-invalid", "field 'width' is a str, expected int"),
@@ -137,7 +174,7 @@ def test_a_directory_without_manifest_is_no_data_set(tmp_path):
   [
     ("{", "cannot be read as JSON"),
     ("[]", "format is 'list'"),
-    ('{"format": "bve-regions", "version": 9}', "version is 9, this program reads version 1"),
+    ('{"format": "bve-regions", "version": 9}', "version is 9, .* reads versions 1 and 2"),
     ('{"format": "bve-regions", "version": 1}', "not a complete manifest"),
     (
       '{"format": "bve-regions", "version": 1, "splits": {"a": {"shards": [], "records": 4, '

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from big_vision_ext.models import attention
+from big_vision_ext.models import attention, attention_cpu
 from tests.models import vit_reference as ref
 
 ON_CPU = ("einsum", "heads", "xla", "portable")
@@ -58,6 +58,25 @@ def test_gradients_are_those_of_finite_differences(implementation):
     numeric = (ends[0] - ends[1]) / 2e-5
     # Differences in float64 are good to 1e-8; what remains is the float32 of the gradient.
     np.testing.assert_allclose(np.sum(grads[i] * direction), numeric, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_tiles_of_queries_change_neither_results_nor_gradients(mask, monkeypatch):
+  args = qkv()
+  # Five queries in three tiles, the last of which is half empty.
+  monkeypatch.setattr(attention_cpu, "_TILE_SCORES", 3 * 7 * 2)
+  weight = np.random.default_rng(1).standard_normal(args[0].shape).astype(np.float32)
+
+  def grads(implementation):
+    def loss(q, k, v):
+      out = attention.attend(q, k, v, mask=mask, implementation=implementation)
+      return jnp.sum(out * weight), out
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*args)
+
+  for got, want in zip(jax.tree.leaves(grads("heads")), jax.tree.leaves(grads("einsum"))):
+    # Float32 sums of at most seven terms of size one, in another order.
+    np.testing.assert_allclose(got, want, atol=3e-6)
 
 
 @pytest.mark.parametrize("mask", [None, MASK])

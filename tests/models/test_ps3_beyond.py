@@ -91,7 +91,8 @@ def follow(model, reference, image, prompt, plan, box=None):
       if looks:
         # Whatever was seen goes to the end of the order.
         for b, at in enumerate(seen_by(looks)[s]):
-          p[b].reshape(-1)[at], f[b].reshape(-1)[at] = -1, False
+          y, x = np.unravel_index(at, p.shape[1:])
+          p[b, y, x], f[b, y, x] = -1, False
     (look,) = reference.choose(prob, forced, [counts])
     looks.append(look)
     tokens.append(reference.high(image, kv, look)[-1])

@@ -154,3 +154,23 @@ def test_pooling_and_nearest_equal_their_definitions(size):
   )
   np.testing.assert_array_equal(resample.amax(x, size), ps3_reference.pool(x, size, np.max))
   np.testing.assert_array_equal(resample.nearest(x, size), ps3_reference.nearest(x, size))
+
+
+def test_patches_of_tiles_are_those_of_the_image_they_were_cut_from():
+  """Grids whose rows and columns differ, tiles in any order, some places empty."""
+  grid, across, patch = (6, 9), 3, 4
+  x = image(24, 36, b=(2,))
+  places = np.array([[5, -1, 0, 2], [1, 4, -1, 3]], np.int32)
+  side = across * patch
+  tiles = np.stack([[im[at // 3 * side:][:side, at % 3 * side:][:, :side] if at >= 0 else
+                     np.full((side, side, 3), 7, np.uint8) for at in row]
+                    for im, row in zip(x, places)])
+  there = np.asarray(resample.in_tiles(jnp.asarray(places), grid, across))
+  tile_of = np.arange(6)[:, None] // 3 * 3 + np.arange(9)[None] // 3
+  for row in range(2):
+    np.testing.assert_array_equal(there[row], np.isin(tile_of, places[row]))
+  index = np.stack([np.flatnonzero(m)[::-1][:27] for m in there])
+  got = resample.tile_patches(jnp.asarray(tiles), jnp.asarray(places), patch, 9, index)
+  want = jax.vmap(lambda im, at: resample.gather_patches(im, (24, 36), patch, at))(x, index)
+  assert got.dtype == np.uint8
+  np.testing.assert_array_equal(got, want)

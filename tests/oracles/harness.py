@@ -1,33 +1,22 @@
-"""How do tests talk to PyTorch? Through files and a process with an environment of its own.
+"""How do tests talk to PyTorch? Through scripts in this directory, run where PyTorch is.
 
-An oracle is a script in this directory with a `requirements-NAME.txt` of exact versions. `run`
-makes its environment once, in `.oracles/` at the root of the repository, gives the script arrays
-and settings, and returns the arrays it gives back (`exchange.py` is the script's side). Whatever
-fails raises `OracleError` with what the child said: a parity test fails, it never skips.
+`big_vision_ext/benches/peers/environment.py` makes the environments and carries the arrays. Here
+is what tests need: whatever fails raises `OracleError` with what the child said, so that a parity
+test fails and never skips.
 """
 
-import fcntl
-import hashlib
-import json
 import os
 import pathlib
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from big_vision_ext.benches.peers import environment as peers
+
 HERE = pathlib.Path(__file__).resolve().parent
-CACHE = HERE.parents[1] / ".oracles"
-_VERSION = (3, 11)
-_STAMP = "installed.txt"
-
-
-class OracleError(RuntimeError):
-  """An oracle's environment cannot be made, or its script failed."""
+OracleError = peers.PeerError
+environment = peers.environment
 
 
 def run(
@@ -44,103 +33,10 @@ def run(
   Args:
     script: file name in this directory.
     env: its requirements are `requirements-{env}.txt`.
-    arrays: numbers for it, by any names.
-    settings: anything JSON can say.
-    files: a directory for the exchange that is kept; a temporary one if None.
-    timeout: seconds until it is stopped.
+    arrays, settings, files, timeout: see `environment.run`.
 
   Raises:
     OracleError: no environment, an exception in the script, or too slow; with what it printed.
   """
-  python = environment(env)
-  with tempfile.TemporaryDirectory(prefix="oracle-") as temporary:
-    where = pathlib.Path(files or temporary)
-    where.mkdir(parents=True, exist_ok=True)
-    (where / "output.npz").unlink(missing_ok=True)
-    np.savez(where / "input.npz", **(arrays or {}))
-    (where / "settings.json").write_text(json.dumps(settings))
-    # Nothing of the project's environment may reach the child, and it may not call home.
-    variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    variables |= {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
-    _call([python, HERE / script, where], f"The oracle {script}", timeout, variables)
-    if not (where / "output.npz").exists():
-      raise OracleError(f"The oracle {script} ended without a result; it must call exchange.serve.")
-    with np.load(where / "output.npz") as out:
-      return dict(out)
-
-
-def environment(name: str) -> pathlib.Path:
-  """The Python of the environment of `requirements-{name}.txt`, made if it is not there.
-
-  Its directory carries a hash of the requirements, so an edit makes a new one. torch is installed
-  with what it depends on, the rest exactly as listed and without dependencies.
-
-  Raises:
-    OracleError: there is no Python 3.11, or pip fails.
-  """
-  requirements = HERE / f"requirements-{name}.txt"
-  if not requirements.exists():
-    raise OracleError(f"There is no {requirements.name} in {HERE} for the oracle {name!r}.")
-  text = requirements.read_text()
-  where = CACHE / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-  python = where / "bin" / "python"
-  CACHE.mkdir(exist_ok=True)
-  # Several test processes may want it at once; one makes it, the others wait.
-  with open(CACHE / f"{name}.lock", "w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    if (where / _STAMP).exists() and python.exists():
-      return python
-    shutil.rmtree(where, ignore_errors=True)
-    _call([find_python(), "-m", "venv", where], "Making an environment", 300)
-    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    torch = [line for line in text.splitlines() if line.startswith("torch==")]
-    if torch:
-      _call([*pip, "-c", requirements, *torch], f"Installing {torch[0]}", 3600)
-    _call([*pip, "--no-deps", "-r", requirements], f"Installing {requirements.name}", 3600)
-    (where / _STAMP).write_text(text)
-  return python
-
-
-def find_python() -> str:
-  """A Python 3.11: $BVE_PY311, `python3.11` on the path, or one of pyenv's.
-
-  Raises:
-    OracleError: none is found, or $BVE_PY311 names something else.
-  """
-  chosen = os.environ.get("BVE_PY311")
-  if chosen:
-    if _version(chosen) != _VERSION:
-      raise OracleError(f"BVE_PY311={chosen} is no Python 3.11 with venv and pip.")
-    return chosen
-  pyenv = pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv"))
-  candidates = [sys.executable, "python3.11"]
-  candidates += sorted(map(str, pyenv.glob("versions/3.11*/bin/python")), reverse=True)
-  for candidate in candidates:
-    if _version(candidate) == _VERSION:
-      return candidate
-  raise OracleError(
-    "Oracles need Python 3.11, for which the versions they were published with have wheels. None "
-    f"was found among {candidates}: install one (with venv) or set BVE_PY311 to its path."
-  )
-
-
-def _version(python: str) -> tuple[int, ...] | None:
-  """The version of an interpreter that can make environments, None if it is none."""
-  code = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
-  try:
-    out = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60)
-  except (OSError, subprocess.TimeoutExpired):
-    return None
-  return tuple(map(int, out.stdout.split())) if out.returncode == 0 else None
-
-
-def _call(command: Sequence, what: str, timeout: float, variables: Mapping | None = None) -> None:
-  try:
-    done = subprocess.run(
-      [str(x) for x in command], capture_output=True, text=True, timeout=timeout, env=variables
-    )
-  except subprocess.TimeoutExpired as e:
-    raise OracleError(f"{what} took longer than {timeout:g} s: {command}") from e
-  if done.returncode:
-    said = (done.stdout[-1000:] + "\n" + done.stderr[-6000:]).strip()
-    raise OracleError(f"{what} failed with code {done.returncode}; it said:\n{said}")
+  return peers.run(HERE / script, python=environment(env), arrays=arrays, settings=settings,
+                   files=files, timeout=timeout)

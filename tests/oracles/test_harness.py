@@ -6,13 +6,13 @@ import sys
 import numpy as np
 import pytest
 
+from big_vision_ext.benches.peers import environment
 from tests.oracles import harness
 
 
 @pytest.fixture
 def bare(monkeypatch, tmp_path):
   """A directory for scripts whose "environment" is the interpreter of the tests."""
-  (tmp_path / "exchange.py").write_text((harness.HERE / "exchange.py").read_text())
   monkeypatch.setattr(harness, "HERE", tmp_path)
   monkeypatch.setattr(harness, "environment", lambda name: pathlib.Path(sys.executable))
   return tmp_path
@@ -51,15 +51,15 @@ def test_unknown_requirements_are_named():
 
 def test_without_python_3_11_the_error_says_what_to_do(monkeypatch, tmp_path):
   monkeypatch.delenv("BVE_PY311", raising=False)
-  monkeypatch.setattr(harness, "_version", lambda python: (3, 12))
+  monkeypatch.setattr(environment, "_version", lambda python: (3, 12))
   with pytest.raises(harness.OracleError, match="BVE_PY311"):
-    harness.find_python()
+    environment.find_python()
   monkeypatch.setenv("BVE_PY311", str(tmp_path / "python3.12"))
   with pytest.raises(harness.OracleError, match="no Python 3.11"):
-    harness.find_python()
+    environment.find_python()
 
 
-@pytest.mark.parametrize("path", sorted(harness.HERE.glob("requirements-*.txt")), ids=str)
+@pytest.mark.parametrize("path", sorted(environment.HERE.glob("requirements-*.txt")), ids=str)
 def test_every_requirement_is_pinned(path):
   lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
   assert lines and all(line.count("==") == 1 for line in lines)

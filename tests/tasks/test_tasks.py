@@ -7,7 +7,10 @@ import pytest
 
 from big_vision_ext import tasks
 from big_vision_ext.core import sharding, trees
+from input_pipeline import tiles
 
+# For programs that run once: compiling is what takes time.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
 TOWER = dict(width=16, depth=2, mlp_dim=32, num_heads=2)
 TEXT = dict(**TOWER, vocab_size=40, text_len=8, act="gelu")
 PS3 = dict(
@@ -183,3 +186,68 @@ def test_images_of_another_size_than_the_models_are_refused(ps3):
   task, params, _ = ps3
   with pytest.raises(ValueError, match=r"config.input.image_size=128"):
     task.loss(params, _batch(64), None, True)
+
+
+def _tiled(batch, count, seed=0):
+  """The batch with tiles of 32 pixels around the boxes beside its images of 128."""
+  rng, n = np.random.default_rng(seed), len(batch["image"])
+  out = dict(batch, tiles=np.zeros((n, count, 32, 32, 3), np.uint8),
+             tile_at=np.zeros((n, count), np.int32))
+  for i, (image, box) in enumerate(zip(batch["image"], batch["box"])):
+    top, bottom, left, right = block = tiles.block_around(box, 4, 32, count, rng)
+    tiles.cut(image[32 * top:32 * bottom, 32 * left:32 * right], 32, out["tiles"][i])
+    out["tile_at"][i] = tiles.places(block, 4, count)
+  return out
+
+
+def test_with_the_regions_tiles_the_loss_is_that_of_the_whole_image(ps3):
+  """Boxes of 16 to 43 pixels force at least the 16 tokens of the budget, in at most 9 tiles."""
+  task, params, loss = ps3
+  batch = _batch(128, is_global=[True] + [False] * 7)
+  tiled_task = tasks.make("ps3", PS3 | {"tiles": 9, "view_size": 128})
+  tiled = _tiled(batch, 9)
+  spec = tiled_task.batch_spec(8)
+  assert {k: (tiled[k].shape, tiled[k].dtype) for k in spec} == {
+    k: (s.shape, s.dtype) for k, s in spec.items()}
+  value, whole = (jax.jit(
+    jax.value_and_grad(lambda p, b, t=t: t.loss(p, b, None, True)[0]),
+    compiler_options=FAST_COMPILE) for t in (tiled_task, task))
+  got, grads = value(params, tiled)
+  want, want_grads = whole(params, batch)
+  # The same numbers in a program that is compiled anew.
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  for name, g in trees.flatten(grads).items():
+    w = np.asarray(trees.flatten(want_grads)[name])
+    np.testing.assert_allclose(g, w, atol=1e-5 * np.abs(w).max(), err_msg=name)
+  # What is left of a whole image but view and tiles is nothing; the tiles themselves matter.
+  other = dict(tiled, tiles=255 - tiled["tiles"])
+  assert abs(float(value(params, other)[0]) - float(want)) > 1e-4
+
+
+def test_with_tiles_nothing_outside_of_them_is_selected(ps3):
+  _, params, _ = ps3
+  task = tasks.make("ps3", PS3 | {"tiles": 4, "view_size": 64})
+  batch = _batch(128, n=16, seed=1)
+  # From one pixel, which leaves nearly all to the scores, to more than four tiles hold.
+  batch["box"][:, 2:] = batch["box"][:, :2] + np.linspace(1, 60, 16)[:, None]
+  tiled = _tiled(batch, 4)
+  image = batch["image"][:, ::2, ::2]
+  look = lambda p: task.vision.apply(
+    {"params": p["img"]}, image, prompt=np.ones((16, 16), np.float32), box=batch["box"],
+    tiles=(tiled["tiles"], tiled["tile_at"]))
+  _, out = jax.jit(look, compiler_options=FAST_COMPILE)(params)
+  at = np.asarray(out["index"][-1])
+  cell = at // 16 // 4 * 4 + at % 16 // 4
+  assert at.shape == (16, 16)
+  assert all(set(c) <= set(t[t >= 0]) for c, t in zip(cell, tiled["tile_at"]))
+
+
+@pytest.mark.parametrize("settings, message", [
+  ({"tiles": 3, "view_size": 128}, "set input.tiles=4 or more"),
+  ({"tiles": 9, "view_size": 32}, r"at least scales\[-2\]=64: set input.view_size"),
+])
+def test_tiles_that_cannot_serve_the_model_are_refused(ps3, settings, message):
+  task = tasks.make("ps3", PS3 | settings)
+  batch = {k: np.zeros(s.shape, s.dtype) for k, s in task.batch_spec(2).items()}
+  with pytest.raises(ValueError, match=message):
+    task.loss(ps3[1], batch, None, True)

@@ -5,10 +5,11 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import records
+from input_pipeline import pictures, records
 from input_pipeline.build import check, cli
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -132,3 +133,43 @@ def test_a_folder_without_captions_is_an_error_that_says_what_was_found(tmp_path
   Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
   assert run("--from", "folder", "--images", str(tmp_path), "--out", str(tmp_path / "out")) == 1
   assert "image-without-caption 1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def wide(tmp_path):
+  """A wide picture, which becomes a pyramid, and a small one, which does not."""
+  images = tmp_path / "wide"
+  images.mkdir()
+  Image.radial_gradient("L").resize((1200, 60)).convert("RGB").save(images / "a.jpg")
+  Image.new("RGB", (20, 10)).save(images / "b.png")
+  for name in "ab":
+    (images / f"{name}.txt").write_text(f"picture {name}")
+  return ["--from", "folder", "--images", str(images)]
+
+
+def test_the_pyramid_layout_cuts_up_large_images_and_says_so_in_the_manifest(tmp_path, wide):
+  plain, out = tmp_path / "plain", tmp_path / "out"
+  assert run(*wide, "--out", str(plain), "--split", "train") == 0
+  for _ in range(2):  # The second run finds all done.
+    assert run(*wide, "--out", str(out), "--split", "train", "--layout", "pyramid") == 0
+  manifest = records.read_manifest(out)
+  assert manifest["version"] == 2 and records.read_manifest(plain)["version"] == 1
+  assert manifest["info"]["train"]["layout"] == "pyramid"
+  large, small = records.open_dataset(out, "train")
+  assert large.pyramid.size(0) == (large.width, large.height) == (1200, 60) and not large.image
+  was, _ = records.open_dataset(plain, "train")
+  off = pictures.whole(large, "a").astype(int) - pictures.whole(was, "a")
+  assert np.abs(off).mean() < 1
+  assert small.pyramid is None and small.image.startswith(b"\x89PNG")
+
+
+def test_a_layout_is_part_of_what_a_build_is(tmp_path, wide, capsys):
+  out = str(tmp_path / "out")
+  assert run(*wide, "--out", out, "--split", "train", "--layout", "pyramid") == 0
+  assert run(*wide, "--out", out, "--split", "train") == 1
+  assert "already holds another build" in capsys.readouterr().err
+  # A plain split beside it leaves the warning to readers that know no pyramids.
+  assert run(*wide, "--out", out, "--split", "val") == 0
+  assert records.read_manifest(out)["version"] == 2
+  assert run("--from", "sample", "--out", out, "--layout", "pyramid") == 1
+  assert "--from sample does not take --layout" in capsys.readouterr().err

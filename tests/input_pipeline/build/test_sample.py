@@ -22,14 +22,14 @@ def content(text):
   """("digit" or "word", what the caption says is to be read)."""
   sentence = text.split(".")[0]
   kind = "digit" if "handwritten" in sentence.lower() else "word"
-  pattern = r"handwritten (?:digit )?(\w+)" if kind == "digit" else r"word (\w+)"
+  pattern = r"handwritten (\w+)" if kind == "digit" else r"word (\w+)"
   return kind, re.search(pattern, sentence, re.IGNORECASE).group(1)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
   out = tmp_path_factory.mktemp("sample")
-  sample.build(out, train=10, val=24, max_side=2048, progress=False)
+  sample.build(out, train=10, val=24, max_side=2496, progress=False)
   return out
 
 
@@ -43,7 +43,7 @@ def both(splits):
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_threads_and_counts(splits, tmp_path):
-  sample.build(tmp_path, train=2, val=3, max_side=2048, threads=1, progress=False)
+  sample.build(tmp_path, train=2, val=3, max_side=2496, threads=1, progress=False)
   for split in ("train", "val"):
     again = list(records.open_dataset(tmp_path, split))
     for one, other in zip(again, splits[split]):
@@ -54,19 +54,19 @@ def test_another_seed_gives_other_canvases_and_another_partition():
   zero, one = (sample_glyphs.split_pools(seed) for seed in (0, 1))
   assert set(zero["val"].words) != set(one["val"].words)
   scenes = [
-    sample_scene.render(np.random.default_rng([seed, 1, 0]), zero["train"], 2048) for seed in (0, 1)
+    sample_scene.render(np.random.default_rng([seed, 1, 0]), zero["train"], 2496) for seed in (0, 1)
   ]
   assert scenes[0].texts != scenes[1].texts
 
 
 def test_a_second_build_finds_everything_done(built):
-  reports = sample.build(built, train=10, val=24, max_side=2048, progress=False)
+  reports = sample.build(built, train=10, val=24, max_side=2496, progress=False)
   assert {split: report.resumed for split, report in reports.items()} == {"train": 10, "val": 24}
 
 
 def test_a_directory_with_another_seed_is_refused(built):
   with pytest.raises(ValueError, match="another build"):
-    sample.build(built, train=10, val=24, max_side=2048, seed=1, progress=False)
+    sample.build(built, train=10, val=24, max_side=2496, seed=1, progress=False)
 
 
 def test_train_and_val_share_neither_digit_instances_nor_words():
@@ -94,10 +94,10 @@ def test_the_words_are_distinct_and_have_three_to_five_letters():
   assert all(3 <= len(word) <= 5 and word.isalpha() for word in sample_glyphs.WORDS)
 
 
-def test_canvases_have_1536_to_4096_pixels_and_moderate_aspects():
+def test_canvases_have_1872_to_4096_pixels_and_moderate_aspects():
   rng = np.random.default_rng(0)
   sizes = np.array([sample_scene._canvas_size(rng, 4096) for _ in range(2000)])
-  assert sizes.min() == 1536 and 4000 < sizes.max() <= 4096
+  assert sizes.min() == 1872 and 4000 < sizes.max() <= 4096
   aspects = sizes[:, 0] / sizes[:, 1]
   assert 0.749 < aspects.min() < 0.76 and 1.32 < aspects.max() < 1.334
 
@@ -108,9 +108,9 @@ def test_records_tell_the_size_of_their_image(splits):
       assert image.size == (s.width, s.height) and image.mode == "RGB"
 
 
-def test_items_number_six_to_twelve_do_not_overlap_and_keep_their_size(splits):
+def test_items_number_eight_to_twelve_do_not_overlap_and_keep_their_size(splits):
   for s in both(splits):
-    assert 6 <= len(s.boxes) <= 12
+    assert 7 <= len(s.boxes) <= 12
     x0, y0, x1, y1 = s.boxes.T[:, :, None]
     apart = (x1 <= x0.T) | (x1.T <= x0) | (y1 <= y0.T) | (y1.T <= y0)
     assert (apart | np.eye(len(s.boxes), dtype=bool)).all()
@@ -122,11 +122,19 @@ def test_items_number_six_to_twelve_do_not_overlap_and_keep_their_size(splits):
       assert 3.0 < wide < (6.2 if content(text)[0] == "digit" else 19)
 
 
-def test_captions_are_unique_in_their_image_and_nearly_so_in_val(splits):
+def test_captions_are_unique_in_their_image_and_most_of_them_in_val(splits):
   for s in both(splits):
     assert len(set(s.texts)) == len(s.texts)
   texts = [text for s in splits["val"] for text in s.texts]
-  assert len(set(texts)) > 0.98 * len(texts)
+  assert len(set(texts)) > 0.8 * len(texts)
+
+
+def test_captions_are_the_two_sentences_that_the_model_is_to_tell_apart(splits):
+  tags, inks = ("|".join(c) for c in (sample_items.TAG_COLOURS, sample_items.INK_COLOURS))
+  rims = "|".join(sample_items.RIM_COLOURS)
+  end = rf"in ({inks}) on an? ({tags}) tag with a ({rims}) rim\."
+  for text in (text for s in both(splits) for text in s.texts):
+    assert re.fullmatch(rf"(A handwritten \w+|The word \w+ printed) {end}", text), text
 
 
 def test_the_box_has_the_colours_that_its_caption_names(splits):
@@ -146,19 +154,6 @@ def test_the_box_has_the_colours_that_its_caption_names(splits):
       total += 1
   # Bold words may cover half of their tag, so that the median is ink.
   assert right >= 0.98 * total, (right, total)
-
-
-def test_a_sentence_about_the_place_names_the_right_ninth(splits):
-  found = 0
-  for s in both(splits):
-    for box, text in zip(s.boxes, s.texts):
-      if place := re.search(r"\. It is in the (.+) of the image\.$", text):
-        x = ("left", "middle", "right")[int((box[0] + box[2]) * 1.5 / s.width)]
-        y = ("upper", "middle", "lower")[int((box[1] + box[3]) * 1.5 / s.height)]
-        assert place.group(1) == ("centre" if x == y == "middle" else f"{y} {x}")
-        found += 1
-  total = sum(len(s.texts) for s in both(splits))
-  assert 0.2 * total < found < 0.4 * total
 
 
 def test_contrast_follows_wcag_and_every_tag_has_several_inks(monkeypatch):

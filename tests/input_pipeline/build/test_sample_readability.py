@@ -86,7 +86,8 @@ def painted(rng, kind, content, glyph):
   tag = str(rng.choice(list(sample_items.TAG_COLOURS)))
   ink = str(rng.choice(sample_items.inks_for(tag)))
   shape = str(rng.choice(["label", "tag", "sticker"]))
-  item = sample_items.Item(kind, content, tag, ink, shape, glyph, "")
+  rim = str(rng.choice(sample_items.rims_for(tag)))
+  item = sample_items.Item(kind, content, tag, ink, rim, shape, glyph, "")
   patch = sample_items.paint_item(rng, item, UNIT)
   stretch = np.sqrt(rng.choice([3 / 4, 4 / 5, 1, 5 / 4, 4 / 3]))
   small = (168, 72)
@@ -132,7 +133,7 @@ def accuracies(labels, known, contents, rows):
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
   out = tmp_path_factory.mktemp("sample")
-  sample.build(out, train=1, val=36, max_side=2048, progress=False)
+  sample.build(out, train=1, val=36, max_side=2496, progress=False)
   return out
 
 

@@ -1,0 +1,64 @@
+"""What our measured processes share: parameters, one compiled program, and what it is timed by."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_vision_ext import convert
+from big_vision_ext.benches.peers import timing
+from big_vision_ext.convert import npz
+from big_vision_ext.core import trees
+from big_vision_ext.models import layouts
+from big_vision_ext.planning import hlo, traffic
+
+
+def load(weights: convert.Weights, dtype: str, scan: bool, under: str = "") -> dict[str, Any]:
+  """Parameters on the device, one array after the other.
+
+  Args:
+    weights: of a model.
+    dtype: what they are turned into.
+    scan: stack the blocks of encoders.
+    under: only what has this prefix, without it.
+  """
+  source = weights.params.map(lambda x: x.astype(convert.DTYPES[dtype]))
+  if scan:
+    source = npz.scan_layout(source)
+  return trees.nest({name.removeprefix(under): jax.device_put(source[name])
+                     for name in source if name.startswith(under)})
+
+
+def measure(program: Callable, operands: tuple, repeats: int) -> tuple[Any, dict[str, Any]]:
+  """Compiles a program, runs it once and then `repeats` times.
+
+  Returns:
+    A last run's result; `compile_seconds`, `seconds`, `cpu_seconds`, `peak_gib`, and `flops`, those
+    of the compiled program's products and convolutions, as often as its loops turn.
+  """
+  start = time.monotonic()
+  compiled = jax.jit(program).lower(*operands).compile()
+  out: dict[str, Any] = {"compile_seconds": time.monotonic() - start}
+  jax.block_until_ready(compiled(*operands))
+  out |= timing.measure(lambda: jax.block_until_ready(compiled(*operands)), repeats)
+  out["peak_gib"] = timing.peak_gib()
+  out["flops"] = traffic.count(hlo.parse(compiled.as_text())).flops
+  return compiled(*operands), out
+
+
+def norms(grads: Any) -> dict[str, np.ndarray]:
+  """The norm of each array of gradients as `norm/NAME`, blocks of encoders one by one."""
+  @jax.jit
+  def squares(grads):
+    one_by_one = layouts.scan_to_loop(grads)
+    return jax.tree.map(lambda x: jnp.sum(jnp.square(x.astype(jnp.float32))), one_by_one)
+
+  return {f"norm/{name}": np.sqrt(x) for name, x in trees.flatten(squares(grads)).items()}
+
+
+def arrays(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Results in float32, on the host."""
+  return {name: np.asarray(x, np.float32) for name, x in jax.device_get(dict(found)).items()}
