@@ -116,7 +116,7 @@ def metrics(logits: Float[Array, "n n"]) -> dict[str, Scalar]:
   n = logits.shape[0]
   right = jnp.diagonal(logits)
   # One pair has no wrong partner: 0 / 1 rather than 0 / 0.
-  wrong = (jnp.sum(logits) - jnp.sum(right)) / max(n * (n - 1), 1)
+  wrong = (jnp.sum(logits) - jnp.sum(right)) / max(float(n) * (n - 1), 1.0)
   return {
     "pos_logit": jnp.mean(right),
     "neg_logit": wrong,
@@ -188,7 +188,7 @@ def _on_device(form, chunk, ring, gradients, zimg, ztxt, t, b):
   found = lambda best: total(jnp.sum((right >= best).astype(jnp.float32))) / n
   metrics = {
     "pos_logit": rights / n,
-    "neg_logit": (total(sums["logits"]) - rights) / max(n * (n - 1), 1),
+    "neg_logit": (total(sums["logits"]) - rights) / max(float(n) * (n - 1), 1.0),
     "acc_i2t": found(of_img["best"]),
     "acc_t2i": found(of_txt["best"]),
   }

@@ -112,3 +112,9 @@ def test_vectors_that_are_no_pairs_are_refused(shapes):
   zimg, ztxt = (jnp.zeros(s) for s in shapes)
   with pytest.raises(ValueError, match="as many text as image vectors"):
     contrastive.sigmoid_loss(zimg, ztxt, 1.0, 0.0)
+
+
+def test_batches_of_more_pairs_than_an_int32_counts_are_no_error():
+  z = jax.ShapeDtypeStruct((65_536, 4), jnp.float32)
+  loss, _ = jax.eval_shape(lambda a, b: contrastive.sigmoid_loss(a, b, 10.0, -10.0), z, z)
+  assert loss.shape == ()
