@@ -6,16 +6,10 @@ import jax
 
 from big_vision_ext.models import selection
 
-RESIDUAL_INITS = ("zeros", "sincos2d")
-
 
 def fields(model: Any) -> None:
   """Raises ValueError, naming the field, if settings of a `ps3_stages.PS3Stages` do not fit."""
   selection.check_scales(model.scales, model.patch_size)
-  if model.residual_init not in RESIDUAL_INITS:
-    raise ValueError(
-      f"residual_init={model.residual_init!r} is unknown; it is one of {RESIDUAL_INITS}."
-    )
   if model.pool_type != "map":
     raise ValueError(f"pool_type={model.pool_type!r}: PS3 pools by attention, set it to 'map'.")
   if model.pool_width not in (0, model.width) and not model.adapter_hidden:

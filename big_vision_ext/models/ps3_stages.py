@@ -9,7 +9,6 @@ Everything has a static shape. Tokens are chosen as indices, and pixels, positio
 are computed for the chosen tokens only. b batch, t tokens, d width, y x rows and columns.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -66,10 +65,6 @@ class PS3Stages(vit.ViT):
       then spends the tokens of its look on two: one goes where the score says, the other to what
       of the region it missed.
     policy_hidden: width of the layers of that policy.
-    residual_init: what the position table of a high-resolution scale starts as. "zeros", as
-      published, suits a start from a trained SigLIP. From scratch it leaves neighbours nearly
-      alike, since the table they share has a row for each low-resolution cell only; "sincos2d"
-      tells them apart from the first step.
     smooth_selection_prob: average the selection maps over a 6 x 6 grid before choosing.
     adapter_hidden, adapter_depth: sizes of an adapter between the trunk and the pooling head
       (C-RADIO's trunk under SigLIP's head); 0 for none.
@@ -94,7 +89,6 @@ class PS3Stages(vit.ViT):
   budget_rule: Literal["split", "cells"] = "split"
   look_policy: bool = False
   policy_hidden: int = 32
-  residual_init: str = "zeros"
   smooth_selection_prob: bool = False
   adapter_hidden: int = 0
   adapter_depth: int = 3
@@ -116,7 +110,7 @@ class PS3Stages(vit.ViT):
     self.selection_feature_proj = selection_head.NormedMlp(
       hidden=seen, features=self.width * n, used=self.width * self.num_maps, **types
     )
-    init = nn.with_logical_partitioning(self._init_residual, (None, None, "embed"))
+    init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None, None, "embed"))
     shapes = [(1, (s // patch) ** 2, self.width) for s in self.scales[1:]]
     self.residuals = [
       self.param(f"pos_emb_residual_{i}", init, shape, self.param_dtype)
@@ -135,12 +129,6 @@ class PS3Stages(vit.ViT):
       self.pool_adapter = adapters.PoolAdapter(
         self.adapter_hidden, self.out_width, self.adapter_depth, **types
       )
-
-  def _init_residual(self, key, shape, dtype):
-    if self.residual_init == "zeros":
-      return jnp.zeros(shape, dtype)
-    side = math.isqrt(shape[1])
-    return jnp.asarray(vit.sincos2d(side, side, self.width), dtype).reshape(shape)
 
   def make_pool(self, **types) -> nn.Module:
     heads, mlp_dim = self.pool_heads or self.num_heads, self.pool_mlp_dim or self.mlp_dim

@@ -399,7 +399,6 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_scores()
     (dict(selection_size=2), "selection_size"),
     (dict(posemb_fit="crop", posemb_grid=(16, 15)), "posemb_grid"),
     (dict(posemb_fit="cut"), "posemb_fit"),
-    (dict(residual_init="ones"), "residual_init"),
     (dict(pool_width=32), "adapter_hidden"),
     (dict(max_select_num_each_scale=(8, 0, 0)), "one count"),
   ],
@@ -427,18 +426,3 @@ def test_reference_and_model_agree_on_the_resized_positions():
   np.testing.assert_allclose(
     ours, numpy_table.reshape(16, 16, -1)[:, :10].reshape(160, -1), rtol=0, atol=1e-5
   )
-
-
-@pytest.mark.parametrize("kind", ["zeros", "sincos2d"])
-def test_position_tables_start_as_nothing_or_as_sines_of_their_own_grid(kind):
-  model = ps3.PS3Vision(**TINY, residual_init=kind)
-  image = np.zeros((1, 64, 64, 3), np.uint8)
-  params = jax.jit(lambda: nn.unbox(model.init(jax.random.key(0), image))["params"])()
-  for i, side in enumerate((8, 16)):
-    # Written out: sin(x w), cos(x w), sin(y w), cos(y w) at column x and row y, w from 1 to 1e-4.
-    w = 1e-4 ** np.linspace(0, 1, 6)
-    y, x = (at.ravel()[:, None] * w for at in np.indices((side, side)))
-    wanted = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1)
-    wanted = wanted if kind == "sincos2d" else np.zeros_like(wanted)
-    # float32 sines of numbers up to 15.
-    np.testing.assert_allclose(params[f"pos_emb_residual_{i}"][0], wanted, rtol=0, atol=2e-6)
