@@ -9,6 +9,7 @@ import exchange
 import open_clip
 import timing
 import torch
+from open_clip.loss import SigLipLoss
 
 
 def main(arrays, settings):
@@ -20,7 +21,7 @@ def main(arrays, settings):
   images = torch.from_numpy(arrays["image"]).permute(0, 3, 1, 2).contiguous()
   images = ((images / 255 - mean) / std).to(dtype)
   ids = torch.from_numpy(arrays["text"]).long()
-  loss = open_clip.SigLipLoss()
+  loss = SigLipLoss()
 
   def step():
     model.zero_grad()
