@@ -68,12 +68,13 @@ def run(values: dict) -> tuple[list[dict[str, float]], dict[str, np.ndarray], di
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:count])
   rules = sharding.merge_rules(config.sharding_rules)
   rows = sharding.batch_sharding(mesh, BATCH, config.optim.accum_steps)
-  shapes, shardings, tx, init = step_lib.plan_state(task, config, mesh, rules)
-  with sharding.use(mesh, ()):
-    state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
-    # Zero and tiny initial values hide mistakes: everything random, and alike on every mesh.
-    noisy = jax.jit(_noise, out_shardings=shardings["params"], donate_argnums=0)
-    state = step_lib.with_params(state, noisy(state["params"]))
+  shapes, shardings, tx, _ = step_lib.plan_state(task, config, mesh, rules)
+  # Adam's state begins as zeros. Zero and tiny initial parameters hide mistakes, so all are random,
+  # alike on every mesh, and drawn on the host, for which nothing has to be compiled.
+  state = jax.tree.map(lambda s, place: sharding.put(np.zeros(s.shape, s.dtype), place), shapes,
+                       shardings)
+  params = jax.tree.map(sharding.put, _random(shapes["params"]), shardings["params"])
+  state = step_lib.with_params(state, params)
   reports = []
   with sharding.use(mesh, rules):
     step = jax.jit(step_lib.make(task, config, tx, lambda t: jnp.float32(1), mesh),
@@ -89,16 +90,16 @@ def run(values: dict) -> tuple[list[dict[str, float]], dict[str, np.ndarray], di
   return reports, params, state
 
 
-def _noise(params):
-  key = jax.random.key(1)
-  return {n: _noise_of(x, jax.random.fold_in(key, i)) for i, (n, x) in enumerate(params.items())}
+def _random(shapes):
+  """Parameters by name, so that no layout and no other parameter decides what one is."""
 
+  def draw(name, shape):
+    rng = np.random.default_rng(list(name.encode()))
+    mean = 1.0 if name.endswith("scale") or name == "t" else 0.0
+    fan = max(shape.size // shape.shape[-1], 1) if shape.ndim > 1 else 100
+    return (mean + rng.standard_normal(shape.shape) / fan**0.5).astype(shape.dtype)
 
-def _noise_of(tree, key):
-  leaves, structure = jax.tree.flatten(tree)
-  keys = jax.random.split(key, len(leaves))
-  noisy = [x + 0.05 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys)]
-  return jax.tree.unflatten(structure, noisy)
+  return trees.map_with_names(draw, shapes)
 
 
 def main(out: str, *cases: str) -> None:

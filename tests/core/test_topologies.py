@@ -19,14 +19,18 @@ from big_vision_ext.core import sharding, trees
 from tests import topologies
 
 MESHES = {"8 data": (8, 1, 1), "8 fsdp": (1, 8, 1), "4 fsdp x 2 tensor": (1, 4, 2)}
-# By default a few that have every task, accumulation, rematerialisation, layout and kind of mesh.
-COVERING = {
-    ("siglip", 2, "nothing_saveable", True, "4 fsdp x 2 tensor"),
+# Every task on every kind of mesh, with every way to accumulate, to keep and to lay out.
+COVERING = (
     ("siglip", 1, "none", False, "8 data"),
+    ("siglip", 1, "nothing_saveable", True, "8 fsdp"),
+    ("siglip", 2, "nothing_saveable", True, "4 fsdp x 2 tensor"),
+    ("ps3", 2, "nothing_saveable", False, "8 data"),
     ("ps3", 1, "nothing_saveable", True, "8 fsdp"),
-}
-ALL = list(itertools.product(("siglip", "ps3"), (1, 2), ("none", "nothing_saveable"),
-                             (False, True), MESHES))
+    ("ps3", 1, "none", True, "4 fsdp x 2 tensor"),
+)
+# All 48: BVE_ALL_MESHES=1 bash launch/test.sh --all tests/core/test_topologies.py (an hour).
+ALL = tuple(itertools.product(("siglip", "ps3"), (1, 2), ("none", "nothing_saveable"),
+                              (False, True), MESHES))
 
 
 @functools.cache
@@ -45,8 +49,9 @@ def assert_same(got, want):
     np.testing.assert_allclose(params[name], want_params[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("task, accum, remat, scan, mesh", [
-    pytest.param(*case, marks=() if case in COVERING else pytest.mark.slow) for case in ALL])
+@pytest.mark.slow
+@pytest.mark.parametrize("task, accum, remat, scan, mesh",
+                         ALL if "BVE_ALL_MESHES" in os.environ else COVERING)
 def test_every_mesh_comes_to_the_losses_and_parameters_of_one_device(
     task, accum, remat, scan, mesh):
   values = topologies.settings(task, accum, remat, scan, MESHES[mesh])
