@@ -91,7 +91,7 @@ def test_settings_of_this_hardware_are_used_and_the_average_is_evaluated_kept_an
   own = ["--config.hardware.cpu.ema=0.9", "--config.hardware.cpu.batch_size=16",
          "--config.hardware.v5e.batch_size=1"]
   assert start(data, tmp_path, *own, steps=3) == 0
-  assert "On cpu these settings are used: {'ema': 0.9, 'batch_size': 16}" in capsys.readouterr().out
+  assert "On cpu these settings are used: {'batch_size': 16, 'ema': 0.9}" in capsys.readouterr().out
   config, _, _ = checkpoint.load_workdir(tmp_path)
   assert (config.batch_size, config.ema) == (16, 0.9)
   trained, average = last_params(tmp_path), last_params(f"{tmp_path}:ema")
