@@ -21,15 +21,19 @@ def make(policy, scan=True):
 
 
 def kept(policy):
-  """Numbers that the traced forward pass hands to the backward pass."""
+  """Numbers of tokens that the traced forward pass hands to the backward pass.
+
+  Parameters are handed over too, those that are still needed: what has no axis of tokens.
+  """
   loss, params = make(policy)
   residuals = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(residuals))
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(residuals) if T in x.shape)
 
 
 @pytest.mark.parametrize("policy, numbers", [
   ("save:attention", D),
-  ("save:attention,attention_out,mlp_out", 3 * D),
+  # What the MLP adds is in the next block's input, which is kept anyway: nobody asks for it.
+  ("save:attention,attention_out,mlp_out", 2 * D),
   ("save:qkv", 3 * D),
   ("save:mlp_hidden", M),
   ("offload:attention,mlp_hidden", D + M),
