@@ -8,7 +8,7 @@ setup_env
 cd "$ROOT"
 select=(-m "not slow")
 if [ "${1:-}" = "--all" ]; then
-  select=()
+  select=(-m "not unseen")
   shift
   add_tpu_compiler
 fi

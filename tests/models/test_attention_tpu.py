@@ -77,6 +77,7 @@ def test_on_a_mesh_every_device_computes_its_part(sizes):
 
 
 @pytest.mark.slow
+@pytest.mark.unseen
 def test_scanned_and_rematerialised_blocks_train_with_it(monkeypatch):
   """The kernel in its real place, against the same blocks with XLA's attention."""
   x = np.random.default_rng(0).standard_normal((2, 130, 16)).astype(np.float32)
