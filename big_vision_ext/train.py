@@ -63,6 +63,9 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
     ValueError: the config, the data or a checkpoint does not fit; the message says what.
     RollBackError: to be called again with it.
   """
+  watchdog = Watchdog(config.stall_seconds, workdir.path)
+  stack.callback(watchdog.stop)  # First in, last out: what is closed on the way is watched too.
+
   ### How long is the run?
   input_config = config_lib.build(loader.InputConfig, config.input, "config.input")
   epoch_examples = loader.dataset_size(input_config)
@@ -185,7 +188,7 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
   exchange = processes.Exchange(mesh)
   profile = inspection.Profile(config.profile_steps, workdir.path)
   stack.callback(profile.close)
-  watchdog = stack.enter_context(Watchdog(config.stall_seconds, workdir.path))
+  stack.enter_context(watchdog)
   clock.start()
   previous = pending = None
   for step in range(start + 1, total + 1):

@@ -1,6 +1,7 @@
 import errno
 import json
 import pathlib
+import threading
 
 import jax
 import numpy as np
@@ -34,6 +35,10 @@ def start(data, workdir, *extra, steps=10):
 
 def last_params(workdir, step=None):
   return trees.flatten(checkpoint.load_workdir(workdir, step)[1])
+
+
+def watchers():
+  return [t for t in threading.enumerate() if t.name == "watchdog"]
 
 
 def test_a_run_leaves_its_config_metrics_and_checkpoints(finished):
@@ -194,6 +199,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped(data, tmp_path, c
   assert start(data, tmp_path, "--config.model.nan_at=0.0") == 2
   err = capsys.readouterr().err
   assert "not finite" in err and "config.nan_policy='skip'" in err
+  # A program that goes on after a run that failed is not ended by the run's watchdog later.
+  for dog in watchers():
+    dog.join(5)
+  assert not watchers()
   assert start(data, tmp_path, "--config.model.nan_at=0.0", "--config.nan_policy=skip") == 0
   assert metrics.read(tmp_path)[-2]["skipped_updates"] == 10
 

@@ -52,11 +52,16 @@ class Watchdog:
     return self
 
   def __exit__(self, kind, error, trace):
-    # After an error, what is to be closed on the way out is watched too: it may wait for peers.
+    # After an error, what is to be closed on the way out is watched too, until `stop`: it may wait
+    # for peers.
     if error is None:
-      self._over.set()
+      self.stop()
     else:
       self.beat(f"closing after {kind.__name__}: {error}")
+
+  def stop(self) -> None:
+    """The run is over and closed; what the process does now is nothing to watch."""
+    self._over.set()
 
   def beat(self, doing: str) -> None:
     """The run gets on: it is `doing` something now."""

@@ -53,6 +53,15 @@ def test_nothing_is_watched_without_a_limit_nor_after_the_end(tmp_path, leave):
   assert not leave.codes
 
 
+def test_a_run_that_failed_and_is_closed_leaves_the_process_alone(tmp_path, leave):
+  """As after a roll-back, or in a program that goes on to something else."""
+  dog = watchdog.Watchdog(0.2, tmp_path, leave)
+  with pytest.raises(Left), dog:
+    raise Left("no space")
+  dog.stop()
+  assert not leave.wait(1.0)
+
+
 def test_a_hanging_clean_up_after_an_error_is_ended_too(tmp_path, leave, capfd):
   with pytest.raises(Left), watchdog.Watchdog(0.2, tmp_path, leave):
     raise Left("no space")
