@@ -291,7 +291,7 @@ def test_text_and_low_resolution_vectors_equal_ps3_torch(oracle, layout, hw):
 def _forward(layout, params, batch, index):
   """The training pass on the tokens `index`: the pooled vector and what comes with it."""
   prompt = _task(layout)._read(params, batch)[1]
-  with mock.patch.object(selection, "select", lambda *_, **__: [index]):
+  with mock.patch.object(selection, "take", lambda *_, **__: [index]):
     return _task(layout).vision.apply(
       {"params": params["img"]}, batch["image"], prompt, batch["box"], batch["is_global"]
     )
@@ -301,7 +301,7 @@ def _loss(layout, hw, params, batch, index):
   """The task's loss on the tokens `index`; its parts put together here for what it refuses."""
   task = _task(layout)
   if hw == (task.image_size, task.image_size):
-    with mock.patch.object(selection, "select", lambda *_, **__: [index]):
+    with mock.patch.object(selection, "take", lambda *_, **__: [index]):
       loss, metrics = task.loss(params, batch, None, True)
     return loss, (metrics["loss_contrastive"], metrics["loss_selection"])
   pooled, out = _forward(layout, params, batch, index)
