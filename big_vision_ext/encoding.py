@@ -17,7 +17,7 @@ import numpy as np
 
 from big_vision_ext import aspect as aspect_lib
 from big_vision_ext import features, tasks, weights
-from big_vision_ext.core import config, sharding, trees, typed
+from big_vision_ext.core import config, programs, sharding, trees, typed
 from input_pipeline import images as pixel_ops
 from input_pipeline import loader
 from input_pipeline import text as text_lib
@@ -42,7 +42,7 @@ class Encoder:
     task: the model, a `tasks.ps3.Task`; `params` its parameters, on the device.
     settings: the budget, as keyword arguments of the task's `encode`; `shape` those of the sizes.
     sizes: heights and widths in pixels that images are brought to.
-    programs: what was compiled so far: shapes of batches, each with prompts or without.
+    programs: compiled so far, by the shape of the images and whether they have prompts.
   """
 
   def __init__(self, source: str | os.PathLike, *, step: int | None = None,
@@ -91,7 +91,7 @@ class Encoder:
     self._rows = sharding.batch_sharding(mesh)
     self.params = jax.device_put(loaded.params, sharding.replicated(mesh))
     self._encode = jax.jit(functools.partial(self.task.outputs["encode"], **self.settings))
-    self.programs: set[tuple[tuple[int, ...], bool]] = set()
+    self.programs: dict[tuple[tuple[int, ...], bool], jax.stages.Compiled] = {}
 
   def __call__(self, pixels: np.ndarray, prompt: str | None = None) -> Features:
     """Encodes one uint8 image (h, w, 3); see `features.FEATURES` for what is returned."""
@@ -152,11 +152,14 @@ class Encoder:
     if prompts[0] is not None:
       ids = [self._tokenize(prompt) for prompt in prompts]
       batch["text"] = np.stack([*ids, *[ids[-1]] * short])
-    self.programs.add((batch["image"].shape, "text" in batch))
-    out = self._encode(self.params, jax.device_put(batch, self._rows))
+    program = (batch["image"].shape, "text" in batch)
+    batch = jax.device_put(batch, self._rows)
+    if program not in self.programs:
+      self.programs[program] = programs.compiled(self._encode, self.params, batch)
+    out = self.programs[program](self.params, batch)
     wanted = (*features.TENSORS, "looks")
     out = jax.device_get({k: out[k] for k in wanted if out.get(k) is not None})
-    size = batch["image"].shape[1:3]
+    size = program[0][1:3]
     return [self._features(out, row, size) for row in range(len(prepared))]
 
   @functools.cached_property

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from big_vision_ext.core import programs
 from big_vision_ext.evaluators import region_retrieval
 
 # Measures of quality, as region_retrieval names them.
@@ -130,7 +131,7 @@ def cost(task, params, point: Point, repeats: int = 5) -> dict[str, float | None
   text = np.ones(spec["text"].shape, np.int32)
   device = jax.devices()[0]
   batch = jax.device_put({"image": image, "text": text}, device)
-  compiled = jax.jit(_program(task, point)).lower(params, batch).compile()
+  compiled = programs.compiled(jax.jit(_program(task, point)), params, batch)
   seconds = []
   for _ in range(repeats + 1):
     start = time.perf_counter()

@@ -27,6 +27,7 @@ from big_vision_ext.core import (
     inspection,
     nonfinite,
     processes,
+    programs,
     schedules,
     sharding,
     stopping,
@@ -174,7 +175,7 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
   with console.doing("Compiling the training step"):
     began = time.perf_counter()
     jitted = step_lib.jitted(task, config, tx, schedule, mesh, shardings, rows)
-    compiled = jitted.lower(state, batch).compile()
+    compiled = programs.compiled(jitted, state, batch)
   console.say(inspection.describe(compiled, time.perf_counter() - began, state["params"]))
   train_step = inspection.checked(jitted) if config.debug.checks else compiled
 

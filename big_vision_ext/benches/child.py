@@ -11,7 +11,7 @@ import numpy as np
 from big_vision_ext import convert
 from big_vision_ext.benches.peers import timing
 from big_vision_ext.convert import npz
-from big_vision_ext.core import trees
+from big_vision_ext.core import programs, trees
 from big_vision_ext.models import layouts
 from big_vision_ext.planning import hlo, traffic
 
@@ -40,7 +40,7 @@ def measure(program: Callable, operands: tuple, repeats: int) -> tuple[Any, dict
     of the compiled program's products and convolutions, as often as its loops turn.
   """
   start = time.monotonic()
-  compiled = jax.jit(program).lower(*operands).compile()
+  compiled = programs.compiled(jax.jit(program), *operands)
   out: dict[str, Any] = {"compile_seconds": time.monotonic() - start}
   jax.block_until_ready(compiled(*operands))
   out |= timing.measure(lambda: jax.block_until_ready(compiled(*operands)), repeats)

@@ -39,7 +39,7 @@ def measure(variant: str, resolution: int, base: int, tokens: int, repeats: int,
   import jax
   import numpy as np
 
-  from big_vision_ext.core import flops, sharding
+  from big_vision_ext.core import flops, programs, sharding
   from big_vision_ext.models import ps3, vit
 
   scales = scales_for(resolution, base)
@@ -58,7 +58,7 @@ def measure(variant: str, resolution: int, base: int, tokens: int, repeats: int,
   else:
     run = lambda p, x: model.apply(p, x, method="low")["last"]
   start = time.monotonic()
-  compiled = jax.jit(run).lower(params, image).compile()
+  compiled = programs.compiled(jax.jit(run), params, image)
   compile_seconds = time.monotonic() - start
   shape = compiled(params, image).shape
   seconds = []

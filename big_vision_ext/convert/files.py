@@ -234,6 +234,15 @@ def map_file(path: str | os.PathLike) -> mmap.mmap | bytes:
     return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+def _forget_pages(data: Any) -> None:
+  """Lets go of what was read of a file: as long as it is mapped it counts as this process's memory.
+
+  Arrays of it that are still in use are read once more, from the system's cache as a rule.
+  """
+  if hasattr(mmap, "MADV_DONTNEED") and isinstance(data, mmap.mmap):
+    data.madvise(mmap.MADV_DONTNEED)
+
+
 def view(data: Any, start: int, dtype: np.dtype, shape: Any, where: str) -> Lazy:
   """An array that begins at byte `start` of `data`.
 
@@ -248,6 +257,7 @@ def view(data: Any, start: int, dtype: np.dtype, shape: Any, where: str) -> Lazy
     count = math.prod(shape)
     if not count:
       return np.zeros(shape, dtype)
+    _forget_pages(data)
     x = np.frombuffer(data, np.uint8, count * dtype.itemsize, start).view(dtype)
     return x.reshape(tuple(shape))
   return Lazy(shape, dtype, read)

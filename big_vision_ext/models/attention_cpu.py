@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float
 
 from big_vision_ext.models import remat
 
-# Scores of one tile, at most: 4 MiB in float32. The backward pass holds three such arrays.
-_TILE_SCORES = 2**20
+# Scores of one tile, at most: 8 MiB in float32. The backward pass holds three such arrays.
+_TILE_SCORES = 2**22
 
 
 def attend(
@@ -37,21 +37,21 @@ def _attend(q, k, v, mask):
 def _forward(q, k, v, mask):
   """The result, and the logarithm of each query's sum of exponentials, (h, n, b, t, 1)."""
 
-  def head(qkv):
-    tiles, k, v = qkv
+  def head(out, i):
+    keys, values = _head(k, i), _head(v, i)
 
     def tile(q):
-      scores = _scores(q, k, mask)
+      scores = _scores(q, keys, mask)
       top = scores.max(axis=-1, keepdims=True)
       weights = jnp.exp(scores - top)
       total = weights.sum(axis=-1, keepdims=True)
-      out = _product("bts,bsd->btd", weights.astype(v.dtype), v) / total
+      out = _product("bts,bsd->btd", weights.astype(v.dtype), values) / total
       return out.astype(q.dtype), top + jnp.log(total)
 
-    return jax.lax.map(tile, tiles)
+    one, lse = jax.lax.map(tile, _tiles(_scaled(_head(q, i)), k.shape[1]))
+    return _put(out, one, i), lse
 
-  out, lse = jax.lax.map(head, (_tiles(_scaled(q), k.shape[1]), _heads(k), _heads(v)))
-  return _untile(out, q.shape[1]), lse
+  return jax.lax.scan(head, jnp.zeros_like(q), jnp.arange(q.shape[2]))
 
 
 def _saving(q, k, v, mask):
@@ -66,24 +66,26 @@ def _backward(saved, grad):
   inner = jnp.sum(out.astype(jnp.float32) * grad.astype(jnp.float32), axis=-1, keepdims=True)
   cut = functools.partial(_tiles, keys=k.shape[1])
 
-  def head(operands):
-    k, v, *tiles = operands
+  def head(grads, operands):
+    i, lse = operands
+    keys, values = _head(k, i), _head(v, i)
 
     def tile(sums, operands):
       q, grad, inner, lse = operands
-      weights = jnp.exp(_scores(q, k, mask) - lse)
-      slope = weights * (_product("btd,bsd->bts", grad, v) - inner)
+      weights = jnp.exp(_scores(q, keys, mask) - lse)
+      slope = weights * (_product("btd,bsd->bts", grad, values) - inner)
       weights, slope = weights.astype(grad.dtype), slope.astype(q.dtype)
       to_k = _product("bts,btd->bsd", slope, q)
       to_v = _product("bts,btd->bsd", weights, grad)
-      return (sums[0] + to_k, sums[1] + to_v), _product("bts,bsd->btd", slope, k).astype(q.dtype)
+      return (sums[0] + to_k, sums[1] + to_v), _product("bts,bsd->btd", slope, keys).astype(q.dtype)
 
-    sums, to_q = jax.lax.scan(tile, (jnp.zeros(k.shape, jnp.float32),) * 2, tuple(tiles))
-    return to_q, *(x.astype(k.dtype) for x in sums)
+    tiles = (cut(_scaled(_head(q, i))), cut(_head(grad, i)), cut(_head(inner, i)), lse)
+    (to_k, to_v), to_q = jax.lax.scan(tile, (jnp.zeros(keys.shape, jnp.float32),) * 2, tiles)
+    to_q, to_k, to_v = _scaled(to_q), to_k[None].astype(k.dtype), to_v[None].astype(v.dtype)
+    return tuple(_put(x, one, i) for x, one in zip(grads, (to_q, to_k, to_v))), None
 
-  operands = (_heads(k), _heads(v), cut(_scaled(q)), cut(grad), cut(inner), lse)
-  to_q, to_k, to_v = jax.lax.map(head, operands)
-  return _scaled(_untile(to_q, q.shape[1])), *(x.transpose(1, 2, 0, 3) for x in (to_k, to_v)), None
+  start = tuple(jnp.zeros_like(x) for x in (q, k, v))
+  return *jax.lax.scan(head, start, (jnp.arange(q.shape[2]), lse))[0], None
 
 
 _attend.defvjp(_saving, _backward)
@@ -102,23 +104,24 @@ def _scaled(q):
   return q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
 
 
-def _heads(x):
-  """(b, t, h, d) -> (h, b, t, d)."""
-  return x.transpose(2, 0, 1, 3)
+def _head(x, i):
+  """(b, t, h, d) -> (b, t, d): copied row by row, faster than the whole is transposed."""
+  return jax.lax.dynamic_index_in_dim(x, i, axis=2, keepdims=False)
+
+
+def _put(x, tiles, i):
+  """`x` (b, t, h, d) with `tiles` (n, b, t, d), which may be longer, as its head `i`."""
+  count, b, size, d = tiles.shape
+  one = tiles.transpose(1, 0, 2, 3).reshape(b, count * size, d)[:, : x.shape[1]]
+  return jax.lax.dynamic_update_index_in_dim(x, one, i, axis=2)
 
 
 def _tiles(x, keys):
-  """(b, t, h, d) -> n tiles of queries, (h, n, b, t, d), the last one filled up with zeros."""
-  b, t, h, d = x.shape
+  """(b, t, d) -> n tiles of queries, (n, b, t, d), the last one filled up with zeros."""
+  b, t, d = x.shape
   # A batch of no certain size, in an exported program, is judged by one of its rows.
   rows = max(_TILE_SCORES // ((b if isinstance(b, int) else 1) * keys), 1)
   count = math.ceil(t / rows)
   size = math.ceil(t / count)
-  x = jnp.pad(x, ((0, 0), (0, count * size - t), (0, 0), (0, 0)))
-  return x.reshape(b, count, size, h, d).transpose(3, 1, 0, 2, 4)
-
-
-def _untile(x, t):
-  """The inverse of `_tiles`, for `t` queries."""
-  h, count, b, size, d = x.shape
-  return x.transpose(2, 1, 3, 0, 4).reshape(b, count * size, h, d)[:, :t]
+  x = jnp.pad(x, ((0, 0), (0, count * size - t), (0, 0)))
+  return x.reshape(b, count, size, d).transpose(1, 0, 2, 3)
