@@ -32,7 +32,7 @@ HELP = "PS3 against ps3-torch: time, memory, arithmetic"
 MODES = ("look1", "look2", "train")
 # As a run would set them: blocks one after the other, and what is dear to compute is kept.
 _OPTIONS = {"scan": True}
-_TRAIN_OPTIONS = {"remat_policy": "save:qkv,attention,attention_out,mlp_hidden"}
+_TRAIN_OPTIONS = {"scan": False, "remat_policy": "save:qkv,attention,attention_out"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,7 @@ def main(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> dict[
   model = vit.build(ps3.PS3Vision, _towers.plain(weights.model["image"]) | types)
   params = child.load(weights, settings["dtype"], model.scan, under="img/")
   del weights  # and with it the file, which lies in memory
-  image = jax.device_put(arrays["image"][None])
+  image = jax.device_put(arrays.pop("image")[None])
   if settings["mode"] == "train":
     given = {k: jnp.asarray(arrays[k][None]) for k in ("prompt", "text", "box")}
     program = functools.partial(step, model, given)

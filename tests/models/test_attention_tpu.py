@@ -90,8 +90,10 @@ def test_scanned_and_rematerialised_blocks_train_with_it(monkeypatch):
     return jax.jit(jax.grad(loss))(params)
 
   got, want = grads("splash"), grads("xla")
+  # A key's bias moves every score of a query alike: its gradient is rounding, and judged by others'.
+  largest = max(np.abs(b).max() for b in jax.tree.leaves(want))
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
-    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+    np.testing.assert_allclose(a, b, atol=1e-5 * largest)
 
 
 def test_it_is_chosen_on_a_tpu_for_many_tokens_only(monkeypatch):
