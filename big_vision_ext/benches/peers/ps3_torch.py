@@ -101,10 +101,10 @@ def _with_tokens_of_ours(encoder, arrays, run):
 
 
 def _paint(box, side):
-  """A map of the pixels in [x0, y0, x1, y1]."""
+  """A map of the pixels of a box in whole pixels, both ends included, as its data loader paints."""
   x0, y0, x1, y1 = (int(v) for v in box)
   out = np.zeros(side, np.float32)
-  out[y0:y1, x0:x1] = 1
+  out[y0 : y1 + 1, x0 : x1 + 1] = 1
   return out
 
 
