@@ -44,10 +44,10 @@ class ExampleMaker:
     tiled = {}
     if count and not whole:
       size = self._config.view_size
-      tiled["tiles"] = np.empty((rows, count, side, side, 3), np.uint8)
+      tiled["tiles"] = images.empty((rows, count, side, side, 3))
       tiled["tile_at"] = np.empty((rows, count), np.int32)
     batch = tiled | {
-      "image": np.empty((rows, size, size, 3), np.uint8),
+      "image": images.empty((rows, size, size, 3)),
       "text": np.empty((rows, length), np.int32),
       "box": np.empty((rows, 4), np.float32),
       "is_global": np.empty((rows,), bool),

@@ -8,6 +8,7 @@ Choices that everything else relies on:
 
 import functools
 import io
+import math
 import warnings
 
 import cv2
@@ -23,6 +24,8 @@ _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 swap width and height.
 # Scales at which a JPEG can be decoded from its low frequencies alone.
 _JPEG_FACTORS = (8, 4, 2)
 RESIZE_METHODS = ("bicubic", "fast")
+# Bytes; what XLA asks of an array on a CPU that it is to use in place.
+_ALIGNMENT = 64
 
 
 class ImageError(ValueError):
@@ -108,6 +111,14 @@ def decode_image(
       ) from e
 
 
+def empty(shape: tuple[int, ...]) -> UInt8[np.ndarray, "*shape"]:
+  """Pixels to be filled in, where jax takes them on a CPU as they lie; else it copies a batch."""
+  size = math.prod(shape)
+  memory = np.empty(size + _ALIGNMENT - 1, np.uint8)
+  start = -memory.ctypes.data % _ALIGNMENT
+  return memory[start : start + size].reshape(shape)
+
+
 def reduction(pixels: UInt8[np.ndarray, "y x 3"], width: int, height: int) -> int:
   """Returns the f in (1, 2, 4, 8) by which decode_image has reduced an image of a known size.
 
@@ -141,8 +152,8 @@ def resize_region(
     box: x0, y0, x1, y1 in (fractions of) pixels of `pixels`.
     size: height and width of the result in pixels, or one number for a square.
     method: one of `RESIZE_METHODS`. "bicubic" is Pillow's, antialiased, A = -0.5: what published
-      models were trained with. "fast" is OpenCV's: bilinear where the image shrinks by less than
-      2 or grows, which can alias a little, and the mean of areas beyond; 5 to 15 times faster.
+      models were trained with. "fast" is OpenCV's: halved as often as it can be, then bilinear,
+      which can alias a little; 5 to 15 times faster.
     out: contiguous array for the result, which saves a copy.
   """
   height, width = pixels.shape[:2]
@@ -159,9 +170,16 @@ def resize_region(
     return out
   zoom_x, zoom_y = (x1 - x0) / out_w, (y1 - y0) / out_h
   if max(zoom_x, zoom_y) >= 2:
-    left, top = round(x0), round(y0)
-    part = pixels[top : max(round(y1), top + 1), left : max(round(x1), left + 1)]
-    return cv2.resize(part, (out_w, out_h), dst=out, interpolation=cv2.INTER_AREA)
+    halvings = max(int(math.log2(min(zoom_x, zoom_y))), 0)
+    columns, rows = _whole(x0, x1, width, 2**halvings), _whole(y0, y1, height, 2**halvings)
+    part = pixels[rows, columns]
+    for _ in range(halvings):
+      # An eighth of the time of one reduction by any other factor.
+      half = part.shape[1] // 2, part.shape[0] // 2
+      part = cv2.resize(part, half, interpolation=cv2.INTER_AREA)
+    shrinks = max(part.shape[0] / out_h, part.shape[1] / out_w)
+    kernel = cv2.INTER_AREA if shrinks >= 2 else cv2.INTER_LINEAR
+    return cv2.resize(part, (out_w, out_h), dst=out, interpolation=kernel)
   if all(float(v).is_integer() for v in (x0, y0, x1, y1)):
     # The same but for the border, and four times as fast.
     part = pixels[int(y0) : int(y1), int(x0) : int(x1)]
@@ -175,6 +193,17 @@ def resize_region(
   return cv2.warpAffine(
     pixels, mapping, shape, dst=out, flags=flags, borderMode=cv2.BORDER_REPLICATE
   )
+
+
+def _whole(start: float, end: float, limit: int, unit: int) -> slice:
+  """Whole pixels for `start` to `end` of `limit`, a multiple of `unit` in number if there are any.
+
+  Each end is off by a quarter of a unit at most, away from the borders.
+  """
+  count = max(unit * round((end - start) / unit), min(unit, limit))
+  count = min(count, limit // unit * unit or limit)
+  first = min(max(round((start + end - count) / 2), 0), limit - count)
+  return slice(first, first + count)
 
 
 @functools.cache

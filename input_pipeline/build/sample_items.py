@@ -51,7 +51,7 @@ _MIN_CONTRAST = 3.0
 # The noun names the shape: rectangle, rounded rectangle, ellipse.
 _SHAPES = ("label", "tag", "sticker")
 
-# Printed on the paper in a second shade. A period is `_PERIOD` units: half a pixel at the low scale.
+# Printed on the paper in a second shade; a period is half a pixel at the low scale.
 PATTERNS = ("plain", "striped", "lined", "checked", "dotted")
 _PERIOD = (4.4, 5.2)
 _SHADE, _DARK = 0.34, 0.18
@@ -187,7 +187,8 @@ def _paint_tag(rng, tag, pattern, shape, size, unit, glyph=None, ink=None) -> Im
     draw.rounded_rectangle(corners, radius=round_by * min(width, height), fill=255)
   colour = _jittered(rng, TAG_COLOURS[tag])
   marks = _marks(rng, pattern, (width, height), _SUPERSAMPLE * unit)[..., None]
-  pixels = _shading(rng, (width, height))[..., None] * (colour + marks * (shade(tag) - TAG_COLOURS[tag]))
+  paper = colour + marks * (shade(tag) - TAG_COLOURS[tag])
+  pixels = _shading(rng, (width, height))[..., None] * paper
   if glyph is not None:
     slack = np.array([width - glyph.width, height - glyph.height])
     x, y = np.rint(slack / 2 + rng.uniform(-0.12, 0.12, 2) * np.maximum(slack, 0)).astype(int)

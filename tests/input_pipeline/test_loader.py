@@ -1,10 +1,11 @@
 import dataclasses
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from input_pipeline import loader, records, text
+from input_pipeline import images, loader, records, text
 
 SIZE = 24
 
@@ -338,3 +339,11 @@ def test_rows_become_global_arrays_on_a_mesh(data):
     assert array.sharding.is_equivalent_to(sharding, array.ndim)
     assert array.addressable_shards[0].data.shape[0] == 1
     np.testing.assert_array_equal(np.asarray(array), batch[key])
+
+
+def test_jax_takes_the_images_of_a_batch_as_they_lie():
+  pixels = images.empty((2, 5, 7, 3))
+  pixels[:] = 9
+  taken = jax.device_put(pixels, jax.devices("cpu")[0])
+  assert taken.unsafe_buffer_pointer() == pixels.ctypes.data
+  assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous and pixels.flags.writeable
