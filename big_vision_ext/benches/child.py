@@ -15,6 +15,8 @@ from big_vision_ext.core import programs, trees
 from big_vision_ext.models import layouts
 from big_vision_ext.planning import hlo, traffic
 
+_SIDE = 3072
+
 
 def load(weights: convert.Weights, dtype: str, scan: bool, under: str = "") -> dict[str, Any]:
   """Parameters on the device, one array after the other.
@@ -32,12 +34,14 @@ def load(weights: convert.Weights, dtype: str, scan: bool, under: str = "") -> d
                      for name in source if name.startswith(under)})
 
 
-def measure(program: Callable, operands: tuple, repeats: int) -> tuple[Any, dict[str, Any]]:
+def measure(program: Callable, operands: tuple, repeats: int,
+            dtype: str) -> tuple[Any, dict[str, Any]]:
   """Compiles a program, runs it once and then `repeats` times.
 
   Returns:
-    A last run's result; `compile_seconds`, `seconds`, `cpu_seconds`, `peak_gib`, and `flops`, those
-    of the compiled program's products and convolutions, as often as its loops turn.
+    A last run's result; `compile_seconds`, `seconds`, `cpu_seconds`, `peak_gib`; `flops`, those
+    of the compiled program's products and convolutions, as often as its loops turn; and
+    `product_flops`, those that a large product of `dtype` does in a second here and now.
   """
   start = time.monotonic()
   compiled = programs.compiled(jax.jit(program), *operands)
@@ -46,7 +50,17 @@ def measure(program: Callable, operands: tuple, repeats: int) -> tuple[Any, dict
   out |= timing.measure(lambda: jax.block_until_ready(compiled(*operands)), repeats)
   out["peak_gib"] = timing.peak_gib()
   out["flops"] = traffic.count(hlo.parse(compiled.as_text())).flops
+  out["product_flops"] = _product_flops(dtype, repeats)
   return compiled(*operands), out
+
+
+def _product_flops(dtype: str, repeats: int) -> float:
+  """FLOPs per second of a product of square matrices, too large for a cache."""
+  x = jnp.ones((_SIDE, _SIDE), dtype)
+  product = programs.compiled(jax.jit(jnp.matmul), x, x)
+  jax.block_until_ready(product(x, x))
+  seconds = timing.measure(lambda: jax.block_until_ready(product(x, x)), repeats)["seconds"]
+  return 2 * _SIDE**3 / float(np.median(seconds))
 
 
 def norms(grads: Any) -> dict[str, np.ndarray]:

@@ -90,6 +90,8 @@ def row(ours: Arrays, theirs: Arrays | None, **about: Any) -> dict[str, Any]:
           "peer_peak_gib": float(theirs["peak_gib"])}
   out["cpu_ratio"] = out["cpu_seconds"] / out["peer_cpu_seconds"]
   out["time_ratio"] = out["seconds"] / out["peer_seconds"]
+  # Of a program that did the products alone, all of them at the rate of a large one.
+  out["floor_ratio"] = float(ours["flops"] / ours["product_flops"]) / out["peer_seconds"]
   out["memory_ratio"] = out["peak_gib"] / out["peer_peak_gib"]
   return out
 
@@ -133,7 +135,8 @@ def report(rows: Sequence[Mapping[str, Any]], options: Any) -> None:
 
 _COLUMNS: dict[str, Callable[[Any], str]] = {
     "name": str, "mode": str, "px": str, "dtype": str, "seconds": "{:.2f}".format,
-    "peer_seconds": "{:.2f}".format, "time_ratio": "{:.2f}".format, "cpu_seconds": "{:.1f}".format,
+    "peer_seconds": "{:.2f}".format, "time_ratio": "{:.2f}".format,
+    "floor_ratio": "{:.2f}".format, "cpu_seconds": "{:.1f}".format,
     "cpu_ratio": "{:.2f}".format, "peak_gib": "{:.2f}".format,
     "peer_peak_gib": "{:.2f}".format, "memory_ratio": "{:.2f}".format,
     "model_tflop": "{:.3f}".format, "tflop": "{:.3f}".format,
@@ -162,4 +165,6 @@ def _ours(name: str, arrays: Arrays, settings: Mapping[str, Any], timeout: float
 
 def _join(rounds: Sequence[Arrays]) -> Arrays:
   times = {k: np.concatenate([r[k] for r in rounds]) for k in ("seconds", "cpu_seconds")}
+  if "product_flops" in rounds[0]:
+    times["product_flops"] = np.median([r["product_flops"] for r in rounds])
   return rounds[0] | times | {"peak_gib": np.max([r["peak_gib"] for r in rounds])}

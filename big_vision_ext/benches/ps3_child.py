@@ -36,7 +36,8 @@ def main(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> dict[
     program = functools.partial(step, model, given)
   else:
     program = functools.partial(encode, model, settings["looks"])
-  result, out = child.measure(program, (params, image), settings["repeats"])
+  result, out = child.measure(program, (params, image), settings["repeats"],
+                              settings["dtype"])
   for j, look in enumerate(result.pop("looks")):
     out |= {f"look/{j}/{i}": np.asarray(at) for i, at in enumerate(look)}
   out |= child.norms(result.pop("grads", {}))

@@ -29,7 +29,8 @@ def main(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> dict[
     (loss, _), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch, None, True)
     return {"loss": loss, "grads": grads}
 
-  result, out = child.measure(step, (params, batch), settings["repeats"])
+  result, out = child.measure(step, (params, batch), settings["repeats"],
+                              settings["dtype"])
   found = {"loss": result["loss"], "zimg": jax.jit(task.embed_image)(params, batch),
            "ztxt": jax.jit(task.embed_text)(params, batch)}
   return out | child.arrays(found) | child.norms(result["grads"])

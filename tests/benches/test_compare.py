@@ -28,11 +28,13 @@ def test_without_a_peer_only_ours_is_measured(tmp_path, capsys):
 
 def test_ratios_are_of_medians_and_differences_of_the_largest_number():
   ours = {"seconds": np.array([1.0, 5.0, 2.0]), "cpu_seconds": np.array([3.0]), "peak_gib": 1.0,
-          "compile_seconds": 9.0, "flops": 2e12, "x": np.array([1.0, -8.0])}
+          "compile_seconds": 9.0, "flops": 2e12, "product_flops": 4e12, "x": np.array([1.0, -8.0])}
   theirs = ours | {"seconds": np.array([4.0]), "peak_gib": 2.0, "x": np.array([1.5, -8.0])}
   row = compare.row(ours, theirs, name="n") | compare.differences(ours, theirs, ["x"])
   assert row["time_ratio"] == row["memory_ratio"] == row["max_abs_diff"] == 0.5
   assert row["max_rel_diff"] == 0.5 / 8 and row["tflop"] == 2.0
+  # Half a second of products against four of the peer.
+  assert row["floor_ratio"] == 0.125
 
 
 def test_growth_compares_programs_that_differ_in_pixels_alone():

@@ -90,7 +90,7 @@ def test_scanned_and_rematerialised_blocks_train_with_it(monkeypatch):
     return jax.jit(jax.grad(loss))(params)
 
   got, want = grads("splash"), grads("xla")
-  # A key's bias moves every score of a query alike: its gradient is rounding, and judged by others'.
+  # A key's bias moves all scores of a query alike: its gradient is rounding, judged by others'.
   largest = max(np.abs(b).max() for b in jax.tree.leaves(want))
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
     np.testing.assert_allclose(a, b, atol=1e-5 * largest)
