@@ -64,7 +64,10 @@ class Projection(nn.Module):
     bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[n:])
     bias = self.param("bias", bias_init, self.features, self.param_dtype)
     over = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-    y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (over, ((), ())))
+    # Cut as it is stored, and so is its gradient: devices send each other numbers of `dtype`, and
+    # add up gradients into their own parts, instead of all into whole ones.
+    kernel = nn.with_logical_constraint(kernel.astype(self.dtype), self.axes)
+    y = jax.lax.dot_general(x.astype(self.dtype), kernel, (over, ((), ())))
     return y + bias.astype(self.dtype)
 
 

@@ -28,14 +28,14 @@ def get_config(arg=None):
   c.total_steps = a.steps
   c.seed = 0
 
-  c.input = dict(data=a.data, image_size=768, resize="fast", text_len=88, global_share=0.25,
+  c.input = dict(data=a.data, image_size=768, resize="fast", text_len=64, global_share=0.25,
                  cache_mb=2000)
   c.model = dict(
       image=dict(
           width=64, depth=2, mlp_dim=256, num_heads=2, patch_size=8, posemb_grid=(12, 12),
           scales=(96, 384, 768), max_select_num=200, select_layers=(0, 1), selection_size=384,
           selection_kernel=16, selection_hidden=32, selection_out=32, selection_depth=1),
-      text=dict(width=64, depth=2, mlp_dim=256, num_heads=2, vocab_size=259, text_len=88,
+      text=dict(width=64, depth=2, mlp_dim=256, num_heads=2, vocab_size=259, text_len=64,
                 act="gelu"),
       selection_loss="bce", selection_weight=3.0, temperature_init=10.0, bias_init=-3.4,
   )

@@ -23,11 +23,11 @@ def get_config(arg=None):
   c.total_steps = a.steps
   c.seed = 0
 
-  c.input = dict(data=a.data, image_size=96, text_len=88, global_share=0.25, cache_mb=500)
+  c.input = dict(data=a.data, image_size=96, text_len=64, global_share=0.25, cache_mb=500)
   c.model = dict(
       image=dict(width=64, depth=2, mlp_dim=256, num_heads=2, patch_size=8, image_size=96,
                  act="gelu"),
-      text=dict(width=64, depth=2, mlp_dim=256, num_heads=2, vocab_size=259, text_len=88,
+      text=dict(width=64, depth=2, mlp_dim=256, num_heads=2, vocab_size=259, text_len=64,
                 act="gelu"),
       pool="region", temperature_init=10.0, bias_init=-3.4,
   )

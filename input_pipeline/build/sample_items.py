@@ -51,20 +51,15 @@ _MIN_CONTRAST = 3.0
 # The noun names the shape: rectangle, rounded rectangle, ellipse.
 _SHAPES = ("label", "tag", "sticker")
 
-# Printed on the paper in a second shade; a period is half a pixel at the low scale.
-PATTERNS = ("plain", "striped", "lined", "checked", "dotted")
-_PERIOD = (4.4, 5.2)
-_SHADE, _DARK = 0.34, 0.18
-
 _DIGIT_CAPTIONS = (
-  "a handwritten {content} in {ink} on {paper}",
-  "the handwritten digit {content}, written in {ink} on {paper}",
-  "{paper} with a handwritten {content} in {ink}",
+  "a handwritten {content} in {ink} on {tag} {shape}",
+  "the handwritten digit {content}, written in {ink} on {tag} {shape}",
+  "{tag} {shape} with a handwritten {content} in {ink}",
 )
 _WORD_CAPTIONS = (
-  "the word {content} printed in {ink} on {paper}",
-  "{paper} with the word {content} in {ink}",
-  "the printed word {content}, in {ink} on {paper}",
+  "the word {content} printed in {ink} on {tag} {shape}",
+  "{tag} {shape} with the word {content} in {ink}",
+  "the printed word {content}, in {ink} on {tag} {shape}",
 )
 
 
@@ -80,12 +75,6 @@ def contrast(tag: str, ink: str) -> float:
   return (high + 0.05) / (low + 0.05)
 
 
-def shade(tag: str) -> np.ndarray:
-  """The second colour of a patterned tag, RGB: lighter on dark paper, darker on light paper."""
-  colour = np.array(TAG_COLOURS[tag], np.float32)
-  return colour + _SHADE * ((255 if _luminance(TAG_COLOURS[tag]) < _DARK else 0) - colour)
-
-
 def inks_for(tag: str) -> list[str]:
   """The inks that can be read on a tag of this colour."""
   return [ink for ink in INK_COLOURS if ink != tag and contrast(tag, ink) >= _MIN_CONTRAST]
@@ -99,7 +88,6 @@ class Item:
     kind: "digit" or "word".
     content: what is to be read, as in the caption: "seven", "lamp".
     tag, ink: names of colours.
-    pattern: one of `PATTERNS`.
     shape: "label", "tag" or "sticker".
     glyph: index of the digit instance, or of the word's font.
     caption: the sentence about it, with no place named.
@@ -109,7 +97,6 @@ class Item:
   content: str
   tag: str
   ink: str
-  pattern: str
   shape: str
   glyph: int
   caption: str
@@ -132,9 +119,10 @@ def draw_items(rng: np.random.Generator, pool: sample_glyphs.Pool, count: int) -
     used.add((tags[i], ink))
     digit = kinds[i] == "digit"
     content = sample_glyphs.DIGIT_NAMES[labels[digit_indices[i]]] if digit else str(words[i])
-    pattern, shape = str(rng.choice(PATTERNS)), str(rng.choice(_SHAPES))
+    shape = str(rng.choice(_SHAPES))
+    article = "an" if tags[i][0] in "aeiou" else "a"
     caption = str(rng.choice(_DIGIT_CAPTIONS if digit else _WORD_CAPTIONS)).format(
-      content=content, ink=ink, paper=f"a {pattern} {tags[i]} {shape}"
+      content=content, ink=ink, tag=f"{article} {tags[i]}", shape=shape
     )
     items.append(
       Item(
@@ -142,7 +130,6 @@ def draw_items(rng: np.random.Generator, pool: sample_glyphs.Pool, count: int) -
         content=content,
         tag=tags[i],
         ink=ink,
-        pattern=pattern,
         shape=shape,
         glyph=int(digit_indices[i]) if digit else int(rng.integers(sample_glyphs.FONT_COUNT)),
         caption=f"{caption[0].upper()}{caption[1:]}.",
@@ -169,12 +156,10 @@ def paint_item(rng: np.random.Generator, item: Item, unit: float) -> Image.Image
     # An ellipse leaves less room at its ends.
     margin = 20.0 if item.shape == "sticker" else 11.0
     size = (glyph.width / fine + margin, height + rng.uniform(11.0, 16.0))
-  return _paint_tag(
-    rng, item.tag, item.pattern, item.shape, size, unit, glyph, INK_COLOURS[item.ink]
-  )
+  return _paint_tag(rng, item.tag, item.shape, size, unit, glyph, INK_COLOURS[item.ink])
 
 
-def _paint_tag(rng, tag, pattern, shape, size, unit, glyph=None, ink=None) -> Image.Image:
+def _paint_tag(rng, tag, shape, size, unit, glyph=None, ink=None) -> Image.Image:
   """A tag of `size` units, turned a little, drawn larger than needed for smooth edges."""
   width, height = (max(4, round(_SUPERSAMPLE * unit * side)) for side in size)
   mask = Image.new("L", (width, height))
@@ -186,9 +171,7 @@ def _paint_tag(rng, tag, pattern, shape, size, unit, glyph=None, ink=None) -> Im
     round_by = 0.08 if shape == "label" else 0.34
     draw.rounded_rectangle(corners, radius=round_by * min(width, height), fill=255)
   colour = _jittered(rng, TAG_COLOURS[tag])
-  marks = _marks(rng, pattern, (width, height), _SUPERSAMPLE * unit)[..., None]
-  paper = colour + marks * (shade(tag) - TAG_COLOURS[tag])
-  pixels = _shading(rng, (width, height))[..., None] * paper
+  pixels = _shading(rng, (width, height))[..., None] * colour
   if glyph is not None:
     slack = np.array([width - glyph.width, height - glyph.height])
     x, y = np.rint(slack / 2 + rng.uniform(-0.12, 0.12, 2) * np.maximum(slack, 0)).astype(int)
@@ -202,22 +185,6 @@ def _paint_tag(rng, tag, pattern, shape, size, unit, glyph=None, ink=None) -> Im
   small = tuple(max(2, round(side / _SUPERSAMPLE)) for side in patch.size)
   patch = patch.resize(small, Image.Resampling.BILINEAR)
   return patch.crop(patch.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox())
-
-
-def _marks(rng, pattern: str, size: tuple[int, int], unit: float) -> np.ndarray:
-  """Where the paper has its second shade: 0 or 1, (height, width)."""
-  period = unit * rng.uniform(*_PERIOD)
-  x, y = ((np.arange(side) / period + rng.random()) % 1 for side in size)
-  x, y = x[None, :], y[:, None]
-  across, along = x < 0.5, y < 0.5
-  marks = {
-    "plain": np.zeros((1, 1), bool),
-    "striped": across,
-    "lined": along,
-    "checked": across ^ along,
-    "dotted": (x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.34**2,
-  }[pattern]
-  return np.broadcast_to(marks, size[::-1]).astype(np.float32)
 
 
 def _jittered(rng: np.random.Generator, rgb: tuple[int, int, int]) -> np.ndarray:
@@ -241,8 +208,7 @@ def _blank_tag(rng, unit) -> Image.Image:
   wide = rng.random() > DIGIT_SHARE
   # The sizes of tags that carry a word or a digit: size alone must not give a decoy away.
   size = (rng.uniform(45, 85), rng.uniform(22, 28)) if wide else rng.uniform(*_DIGIT_TAG, 2)
-  tag, pattern, shape = (str(rng.choice(x)) for x in (list(TAG_COLOURS), PATTERNS, _SHAPES))
-  return _paint_tag(rng, tag, pattern, shape, size, unit)
+  return _paint_tag(rng, str(rng.choice(list(TAG_COLOURS))), str(rng.choice(_SHAPES)), size, unit)
 
 
 def _scribble(rng, unit) -> Image.Image:

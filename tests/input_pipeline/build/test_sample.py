@@ -137,12 +137,10 @@ def test_the_box_has_the_colours_that_its_caption_names(splits):
       pixels = np.asarray(image.crop(tuple(int(v) for v in box)), np.float32)
       h, w = pixels.shape[:2]
       inside = pixels[h // 6 : -h // 6, w // 6 : -w // 6].reshape(-1, 3)
-      tags = list(sample_items.TAG_COLOURS)
-      # Of a patterned tag, the colour that covers more of it may be its second one.
-      palette = [np.stack([sample_items.TAG_COLOURS[t], sample_items.shade(t)]) for t in tags]
-      distance = np.square(np.median(inside, 0) - np.array(palette)).sum(-1).min(-1)
-      tag = tags[np.argmin(distance)]
-      ink = re.search(r"\bin (\w+)", text.split(".")[0].lower()).group(1)
+      palette = np.array(list(sample_items.TAG_COLOURS.values()))
+      nearest = np.argmin(np.square(np.median(inside, 0) - palette).sum(-1))
+      tag = list(sample_items.TAG_COLOURS)[nearest]
+      ink = re.search(r"in (\w+)", text.split(".")[0].lower()).group(1)
       distance = np.square(inside - sample_items.INK_COLOURS[ink]).sum(-1) ** 0.5
       right += f"{tag} " in text.lower() and np.mean(distance < 60) > 0.01
       total += 1

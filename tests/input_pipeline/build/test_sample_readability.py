@@ -78,21 +78,15 @@ def word_features(view, box, size=(42, 12)):
   return np.append(ink(view, inside, size), 10 * extent[0] / extent[1])
 
 
-def pattern_features(view, box, size=(32, 32)):
-  """How much of each frequency the tag has, wherever its stripes or dots begin."""
-  return np.abs(np.fft.rfft2(ink(view, box, size))).ravel() / 32
+FEATURES = {"digit": digit_features, "word": word_features}
 
 
-FEATURES = {"digit": digit_features, "word": word_features, "pattern": pattern_features}
-
-
-def painted(rng, kind, content, glyph, pattern=None, of=None):
-  """The features `of` (the kind's) one tag, painted over a piece of a photograph, at each scale."""
+def painted(rng, kind, content, glyph):
+  """The features of one tag, painted alone over a piece of a photograph, at each scale."""
   tag = str(rng.choice(list(sample_items.TAG_COLOURS)))
   ink = str(rng.choice(sample_items.inks_for(tag)))
   shape = str(rng.choice(["label", "tag", "sticker"]))
-  pattern = pattern or str(rng.choice(sample_items.PATTERNS))
-  item = sample_items.Item(kind, content, tag, ink, pattern, shape, glyph, "")
+  item = sample_items.Item(kind, content, tag, ink, shape, glyph, "")
   patch = sample_items.paint_item(rng, item, UNIT)
   stretch = np.sqrt(rng.choice([3 / 4, 4 / 5, 1, 5 / 4, 4 / 3]))
   small = (168, 72)
@@ -104,14 +98,11 @@ def painted(rng, kind, content, glyph, pattern=None, of=None):
   box = np.array([x, y, x + patch.width, y + patch.height], np.float64)
   box *= np.tile(np.divide(small, large), 2)
   top = canvas.resize(small, Image.Resampling.BICUBIC)
-  return [FEATURES[of or kind](v, box * v.width / small[0]) for v in views(top)]
+  return [FEATURES[kind](v, box * v.width / small[0]) for v in views(top)]
 
 
-def on_canvases(directory, kind, of=None):
-  """Contents and features of all items of a kind on the val canvases, at each scale.
-
-  With `of="pattern"` the content is the pattern.
-  """
+def on_canvases(directory, kind):
+  """Contents and features of all items of a kind on the val canvases, at each scale."""
   names = set(sample_glyphs.DIGIT_NAMES)
   rows, contents = [], []
   for record in records.open_dataset(directory, "val"):
@@ -124,11 +115,9 @@ def on_canvases(directory, kind, of=None):
       content = (
         next(w for w in words if w in names) if kind == "digit" else words[words.index("word") + 1]
       )
-      if of == "pattern":
-        content = next(w for w in words if w in sample_items.PATTERNS)
       contents.append(content)
       box = box * np.tile(np.divide(TOP, (record.width, record.height)), 2)
-      rows.append([FEATURES[of or kind](v, box * v.width / TOP) for v in shown])
+      rows.append([FEATURES[kind](v, box * v.width / TOP) for v in shown])
   return contents, np.array(rows)
 
 
@@ -174,16 +163,3 @@ def test_printed_words_can_be_read_at_the_top_scale_only(directory):
   # Chance is 0.012. Some words differ in one letter, hence the lower bar at the top scale.
   assert found["top"] >= 0.6, found
   assert max(found["low, antialiased"], found["low, as models resize"]) <= 0.35, found
-
-
-def test_patterns_can_be_told_apart_at_the_top_scale_only(directory):
-  rng = np.random.default_rng(3)
-  digits = sample_glyphs.split_pools(0)["train"].digits[:600]
-  labels = [sample_items.PATTERNS[i % len(sample_items.PATTERNS)] for i in range(len(digits))]
-  known = [painted(rng, "digit", "", i, label, "pattern") for i, label in zip(digits, labels)]
-  contents, rows = on_canvases(directory, "digit", "pattern")
-  found = accuracies(labels, known, contents, rows)
-  print(found)
-  # Chance is 0.2; without antialiasing stripes leave moire that hints at their direction.
-  assert found["top"] >= 0.85, found
-  assert max(found["low, antialiased"], found["low, as models resize"]) <= 0.5, found
