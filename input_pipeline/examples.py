@@ -38,7 +38,7 @@ class ExampleMaker:
     self._cache = ImageCache(config.cache_mb << 20)
 
   def allocate(self, rows: int, *, whole: bool = False) -> dict[str, np.ndarray]:
-    """Returns the arrays of a batch of `rows` rows, not yet filled; `whole`: without tiles."""
+    """Returns the arrays of a batch of `rows` rows, not yet filled; `whole`: as for evaluation."""
     size, length, boxes = self._config.image_size, self._config.text_len, self._config.max_boxes
     count, side = self._config.tiles, self._config.tile_size
     tiled = {}
@@ -46,11 +46,13 @@ class ExampleMaker:
       size = self._config.view_size
       tiled["tiles"] = images.empty((rows, count, side, side, 3))
       tiled["tile_at"] = np.empty((rows, count), np.int32)
+    several = self._config.captions_per_image
+    lead = (rows,) if whole or several == 1 else (rows, several)
     batch = tiled | {
       "image": images.empty((rows, size, size, 3)),
-      "text": np.empty((rows, length), np.int32),
-      "box": np.empty((rows, 4), np.float32),
-      "is_global": np.empty((rows,), bool),
+      "text": np.empty((*lead, length), np.int32),
+      "box": np.empty((*lead, 4), np.float32),
+      "is_global": np.empty(lead, bool),
     }
     if boxes:
       batch["boxes"] = np.empty((rows, boxes, 4), np.float32)
@@ -87,7 +89,13 @@ class ExampleMaker:
     picture = pictures.of(
       sample, where, least, lambda part, decode: self._cache.get((key, part), decode)
     )
-    self._write_rest(batch, row, sample, drawn.region, drawn.crop, drawn.caption)
+    captions = [(drawn.region, drawn.caption)]
+    if config.captions_per_image > 1:
+      captions += self._draw_more(sample, drawn, rng, where)
+    for i, (region, caption) in enumerate(captions):
+      at = row if len(captions) == 1 else (row, i)
+      self._write_caption(batch, at, sample, region, drawn.crop, caption)
+    self._write_boxes(batch, row, sample, [region for region, _ in captions], drawn.crop)
     x, y, w, h = drawn.crop
     side = config.view_size if config.tiles else config.image_size
     picture.region((x, y, x + w, y + h), (side, side), config.resize, batch["image"][row])
@@ -98,13 +106,7 @@ class ExampleMaker:
     """Chooses region, caption and crop; raises CaptionError where there is nothing to say."""
     config = self._config
     region = transforms.choose_region(sample, rng, global_share=config.global_share)
-    caption = sample.global_text if region is None else sample.texts[region]
-    caption = transforms.clean_caption(caption)
-    if config.sentence_sampling:
-      caption = transforms.sample_sentences(caption, rng)
-    caption = self._canonical(caption)
-    if not caption:
-      raise transforms.CaptionError(f"{where}: the caption has no words left after cleaning.")
+    caption = self._draw_caption(sample, region, rng, where)
     shape = {"scale": config.crop_scale, "ratio": config.crop_ratio}
     size = sample.width, sample.height
     if region is None:
@@ -112,6 +114,37 @@ class ExampleMaker:
     else:
       crop = transforms.crop_for_region(rng, *size, sample.boxes[region], **shape)
     return Draw(region, caption, crop)
+
+  def _draw_caption(self, sample, region: int | None, rng, where: str) -> str:
+    """A random part of a caption; raises CaptionError where nothing is left of it."""
+    caption = sample.global_text if region is None else sample.texts[region]
+    caption = transforms.clean_caption(caption)
+    if self._config.sentence_sampling:
+      caption = transforms.sample_sentences(caption, rng)
+    caption = self._canonical(caption)
+    if not caption:
+      raise transforms.CaptionError(f"{where}: the caption has no words left after cleaning.")
+    return caption
+
+  def _draw_more(self, sample, first: Draw, rng, where: str) -> list[tuple[int | None, str]]:
+    """Further (region, caption) of what a crop shows, each of the image once if there are enough.
+
+    The global caption is among an image's as often as makes it the share of all captions that is
+    asked for, as far as one an image can. Where there are too few, the first ones come again.
+    """
+    count, share = self._config.captions_per_image, self._config.global_share
+    seen = transforms.visible_share(sample.boxes, first.crop) >= transforms.MIN_VISIBLE
+    others = [int(i) for i in rng.permutation(np.flatnonzero(seen)) if i != first.region]
+    chosen: list[int | None] = [first.region, *others]
+    wanted = (min(1.0, count * share) - share) / (1 - share) if share < 1 else 0.0
+    if first.region is not None and sample.global_text is not None and rng.random() < wanted:
+      chosen.insert(1, None)
+    elif len(chosen) < count and first.region is not None and sample.global_text is not None:
+      chosen.append(None)
+    return [
+      (chosen[i % len(chosen)], self._draw_caption(sample, chosen[i % len(chosen)], rng, where))
+      for i in range(1, count)
+    ]
 
   def _write_tiles(
     self,
@@ -144,7 +177,8 @@ class ExampleMaker:
     caption = sample.global_text or "" if region is None else sample.texts[region]
     whole = (0, 0, sample.width, sample.height)
     caption = eval_caption(self._config, caption)
-    self._write_rest(batch, row, sample, region, whole, caption)
+    self._write_caption(batch, row, sample, region, whole, caption)
+    self._write_boxes(batch, row, sample, [region], whole)
 
   def write_padding(self, batch: dict[str, np.ndarray], row: int) -> None:
     """Fills a row that stands for nothing with a grey image, no words and the whole as its box."""
@@ -167,24 +201,38 @@ class ExampleMaker:
   def _canonical(self, caption: str) -> str:
     return text.canonicalize(caption) if self._config.canonicalize else caption.strip()
 
-  def _write_rest(
+  def _write_caption(
     self,
     batch: dict[str, np.ndarray],
-    row: int,
+    at: int | tuple[int, int],
     sample: records.Sample,
     region: int | None,
     crop: transforms.Crop,
     caption: str,
   ) -> None:
-    """Fills all of a row but its picture."""
-    side, count = self._config.image_size, self._config.max_boxes
-    boxes = transforms.crop_boxes(sample.boxes, crop, side)
-    batch["text"][row] = self._tokenizer.tokenize(caption, self._config.text_len)
-    batch["box"][row] = (0, 0, side, side) if region is None else boxes[region]
-    batch["is_global"][row] = region is None
-    if count:
-      # The chosen box first, so that it is never the one that does not fit.
-      order = sorted(range(len(boxes)), key=lambda i: i != region)
+    """Fills in a caption and its box, `at` a row, or at a row and a number in it."""
+    side = self._config.image_size
+    whole = (0, 0, side, side)
+    batch["text"][at] = self._tokenizer.tokenize(caption, self._config.text_len)
+    batch["box"][at] = (
+      whole if region is None
+      else transforms.crop_boxes(sample.boxes[region : region + 1], crop, side)[0]
+    )
+    batch["is_global"][at] = region is None
+
+  def _write_boxes(
+    self,
+    batch: dict[str, np.ndarray],
+    row: int,
+    sample: records.Sample,
+    chosen: list[int | None],
+    crop: transforms.Crop,
+  ) -> None:
+    """Fills in all boxes that the crop shows, if they are asked for."""
+    if count := self._config.max_boxes:
+      boxes = transforms.crop_boxes(sample.boxes, crop, self._config.image_size)
+      # The chosen ones first, so that they are never those that do not fit.
+      order = sorted(range(len(boxes)), key=lambda i: i not in chosen)
       kept = [i for i in order if np.all(boxes[i, 2:] > boxes[i, :2])][:count]
       batch["boxes"][row] = 0
       batch["boxes"][row, : len(kept)] = boxes[kept]

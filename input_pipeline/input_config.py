@@ -35,6 +35,9 @@ class InputConfig:
     tile_size: side of a tile in pixels; it divides image_size. PS3 wants one cell of its grid:
       patch size times the largest scale over the lowest.
     view_size: side in pixels of the view; PS3 wants at least its second largest scale.
+    captions_per_image: train on so many captions of each image, of other regions or of the whole:
+      decoding, the crop and the low resolution serve all of them. Above 1, "text", "box" and
+      "is_global" of a batch have an axis for them; evaluation has one caption a row.
     max_boxes: ship up to so many boxes of the image beside the chosen one; 0 ships none.
     threads: batches made at the same time in a process (0: in the caller's thread).
     workers: processes to make batches in, each with `threads` threads; 0 for none.
@@ -57,6 +60,7 @@ class InputConfig:
   tiles: int = 0
   tile_size: int = 140
   view_size: int = 1512
+  captions_per_image: int = 1
   max_boxes: int = 0
   threads: int = 2
   workers: int = 0
@@ -66,6 +70,7 @@ class InputConfig:
 
   def __post_init__(self):
     least = dict.fromkeys(("image_size", "text_len", "prefetch", "tile_size", "view_size"), 1)
+    least["captions_per_image"] = 1
     least |= dict.fromkeys(("tiles", "max_boxes", "threads", "workers", "cache_mb"), 0)
     for name, low in least.items():
       value = getattr(self, name)
@@ -102,6 +107,11 @@ class InputConfig:
   def _check_tiles(self) -> None:
     if not self.tiles:
       return
+    if self.captions_per_image > 1:
+      raise InputError(
+        f"input.captions_per_image is {self.captions_per_image} with input.tiles={self.tiles}: "
+        "tiles are those around one caption's region. Set one of them to its default, 1 and 0."
+      )
     if self.image_size % self.tile_size:
       raise InputError(
         f"input.tile_size is {self.tile_size}, expected a divisor of input.image_size, "

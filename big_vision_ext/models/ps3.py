@@ -5,6 +5,7 @@ SigLIP and the C-RADIO layout. The three stages (`ps3_stages`) put together: the
 one look, and encoding with as many looks as asked for.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -24,13 +25,16 @@ class PS3Vision(ps3_stages.PS3Stages):
   def __call__(
     self,
     image: Num[Array, "b y x 3"],
-    prompt: Float[Array, "b d"] | None = None,
-    box: Float[Array, "b 4"] | None = None,
-    is_global: Bool[Array, "b"] | None = None,
+    prompt: Float[Array, "n d"] | None = None,
+    box: Float[Array, "n 4"] | None = None,
+    is_global: Bool[Array, "n"] | None = None,
     pool_selected: Literal["gt", "all"] = "gt",
     tiles: ps3_stages.Tiles | None = None,
-  ) -> tuple[Float[Array, "b d"], dict[str, Any]]:
+  ) -> tuple[Float[Array, "n d"], dict[str, Any]]:
     """The training pass: one look, tokens of the caption's region taken first.
+
+    An image may have several captions, n / b of them, those of the first image first. What does not
+    depend on the caption is computed once: the low-resolution pass and the features of the cells.
 
     Args:
       image: uint8 or float in 0..255.
@@ -46,7 +50,8 @@ class PS3Vision(ps3_stages.PS3Stages):
         image, so that where the forced tokens use up the budget nothing but the view differs.
 
     Returns:
-      The pooled vector, and out: `pooled_low`, `pooled_high`; `topdown` (None without prompt)
+      The pooled vector, and out, with a row for each caption: `pooled_low`, `pooled_high`;
+      `topdown` (None without prompt)
       and `bottomup`, each with `score`, log-odds per low-resolution cell (b, g, g), or with
       `selection_maps="each"` (b, s, g, g), and `prob`, one map per high-resolution scale;
       `forced_prob`, the maps that chose; `index`, raster indices per scale; `gt_mask` (b, t), which
@@ -58,6 +63,10 @@ class PS3Vision(ps3_stages.PS3Stages):
     low = self.low(image)
     features = self._selection_features(image, low)
     bottomup = self._score(features, self.prior_prompt)
+    given = [x.shape[0] for x in (prompt, box) if x is not None]
+    if given and given[0] != image.shape[0]:
+      times = given[0] // image.shape[0]
+      low, features, bottomup = self._for_captions(times, low, features, bottomup)
     topdown = None if prompt is None else self._score(features, prompt)
     score = bottomup if prompt is None else topdown
     maps, forced = self._choice_maps(score, None, box, image_hw)
@@ -194,6 +203,13 @@ class PS3Vision(ps3_stages.PS3Stages):
     maps = [*maps[:-1], jnp.where(there, maps[-1], -1.0)]
     return maps, None if forced is None else [*forced[:-1], forced[-1] & there]
 
+  def _for_captions(self, times, low, features, bottomup):
+    """What an image is seen by, as often as it has captions; each one's looks use it."""
+    repeat = lambda x, axis=0: jnp.repeat(x, times, axis=axis)
+    kv = jax.tree.map(functools.partial(repeat, axis=1 if self.scan else 0), low["kv"])
+    low = {"kv": kv, "pooled": repeat(low["pooled"])}
+    return low, jax.tree.map(repeat, features), repeat(bottomup)
+
   def _two_looks(self, image, kv, counts, score, maps, forced):
     """The tokens of one look spent on two: where the score says, and on the region it missed.
 
@@ -208,12 +224,12 @@ class PS3Vision(ps3_stages.PS3Stages):
     part = tuple(min(n, m) for n, m in zip(half, counts))
     free, _ = self._choice_maps(score, None, None, image_hw)
     (first,) = selection.take(self.rankings(free, part), [part])
-    seen = _mark(self._unseen(image), first)
+    seen = _mark(self._unseen(score.shape[0], image_hw), first)
     rest = tuple(n - m for n, m in zip(counts, part))
     ranked = self.rankings(maps, counts, forced=forced, seen=seen)
     second = selection.take(ranked, [part, rest])[1]
     tokens = [self.high(image, kv, index)[0] for index in (first, second)]
-    saw = policy.nothing(image.shape[0], self.width, grids, self.cells)
+    saw = policy.nothing(score.shape[0], self.width, grids, self.cells)
     saw = policy.add(saw, tokens[0], first, grids)
     order, index = selection.merge_looks([first, second], grids)
     tokens = jnp.take_along_axis(jnp.concatenate(tokens, axis=1), order[:, :, None], axis=1)
@@ -241,7 +257,8 @@ class PS3Vision(ps3_stages.PS3Stages):
 
     saw = policy.nothing(image.shape[0], self.width, grids, self.cells)
     before = [selection.totals(plan[:j], len(grids)) for j in range(len(plan))]
-    return self._run(plan, step, (self._unseen(image), saw), [np.int32(x) for x in before])
+    state = self._unseen(image.shape[0], image_hw), saw
+    return self._run(plan, step, state, [np.int32(x) for x in before])
 
   def _look_at(self, image, kv, return_hidden):
     """A step of `_run` that looks where it is told."""
@@ -285,8 +302,8 @@ class PS3Vision(ps3_stages.PS3Stages):
       outputs += [jax.tree.map(lambda x, r=r: x[r], out) for r in range(repeats) for out in results]
     return outputs
 
-  def _unseen(self, image):
-    return [jnp.zeros((image.shape[0], *grid), bool) for grid in self.grids(image.shape[1:3])]
+  def _unseen(self, count, image_hw):
+    return [jnp.zeros((count, *grid), bool) for grid in self.grids(image_hw)]
 
   def _gt_mask(self, box, image_hw, index):
     hits = [boxes.hits_at(box, image_hw, g, at) for g, at in zip(self.grids(image_hw), index)]

@@ -181,7 +181,7 @@ class PS3Stages(vit.ViT):
     Args:
       image: the whole image.
       kv: keys and values of the low-resolution pass.
-      index: what to look at.
+      index: what to look at, with as many rows as `kv`, several in a row for an image if need be.
       tiles: parts of the image at the largest scale, from which that scale's patches are taken;
         `image` is then a smaller view that serves the others.
 
@@ -343,7 +343,10 @@ class PS3Stages(vit.ViT):
     patch = self.patch_size
     rows, cols = size[0] // patch, size[1] // patch
     if tiles is None:
-      pixels = jax.vmap(lambda im, at: resample.gather_patches(im, size, patch, at))(image, index)
+      # Rows that share an image read it together.
+      at = index.reshape(image.shape[0], -1)
+      pixels = jax.vmap(lambda im, at: resample.gather_patches(im, size, patch, at))(image, at)
+      pixels = pixels.reshape(*index.shape, *pixels.shape[2:])
     else:
       pixels = resample.tile_patches(*tiles, patch, cols, index).astype(jnp.float32)
     x = self.embed_patches(self._normalise(pixels))

@@ -3,7 +3,8 @@
 Each sample is an image, a box and the caption of what is in it (or the whole image and its global
 caption). The image tower encodes the image once at low resolution, is told by the caption where
 to look, encodes those patches at high resolution, and the pooled region is contrasted with the
-captions of the batch. The selection scores are taught the box.
+captions of the batch. The selection scores are taught the box. `captions_per_image` lets several
+captions share an image and its low-resolution pass.
 """
 
 import dataclasses
@@ -20,6 +21,9 @@ from big_vision_ext.models import ps3, selection_head, vit
 from big_vision_ext.objectives import contrastive
 from big_vision_ext.objectives import selection as selection_loss
 from big_vision_ext.tasks import _towers
+
+# What a training batch has for each caption of an image.
+_OF_CAPTIONS = ("text", "box", "is_global")
 
 SELECTIONS = ("topdown", "bottomup", "random", "gt")
 
@@ -39,6 +43,8 @@ class Config:
       view of the whole, in place of the whole at that scale (`input.tiles`); 0 for the whole. See
       `models.ps3.PS3Vision`.
     view_size: side in pixels of that view (`input.view_size`).
+    captions_per_image: how many captions of each image the input ships
+      (`input.captions_per_image`), each with its box; the low-resolution pass serves all of them.
     selection_weight: factor of the selection loss.
     temperature_init, bias_init: of the contrastive loss.
     contrast: its form and how it is computed.
@@ -50,6 +56,7 @@ class Config:
   max_boxes: int = 0
   tiles: int = 0
   view_size: int = 1512
+  captions_per_image: int = 1
   selection_weight: float = 1.0
   temperature_init: float = 10.0
   bias_init: float = -10.0
@@ -69,6 +76,10 @@ class Task:
 
   def __post_init__(self):
     c = self.config
+    if c.captions_per_image < 1 or c.captions_per_image > 1 and c.tiles:
+      raise typed.ConfigError(
+          f"config.model.captions_per_image={c.captions_per_image} with tiles={c.tiles}: expected "
+          "1 or more captions, and only one where tiles around its region stand for the image")
     image = vit.build(ps3.PS3Vision, _towers.plain(c.image), "config.model.image")
     set_field = lambda name, value: object.__setattr__(self, name, value)
     set_field("vision", image)
@@ -88,12 +99,19 @@ class Task:
     """Model FLOPs of one training example: three times the forward pass."""
     tokens = sum(self.vision.budget())
     looks = (tokens // 2, tokens - tokens // 2) if self.vision.look_policy else (tokens,)
-    return flops.train(self.forward_flops(looks, num_prompts=2))
+    captions = self.config.captions_per_image
+    parts = self._vision_flops(looks, num_prompts=1 + captions)
+    each = parts["high"] + _towers.text_flops(self.text)
+    return flops.train(parts["low"] + parts["select"] + captions * each)
 
   def forward_flops(self, selected: Sequence[int], num_prompts: int = 1) -> int:
     """FLOPs of one image and one text, with looks of so many tokens each; () for none."""
+    parts = self._vision_flops(selected, num_prompts)
+    return parts["total" if sum(selected) else "low"] + _towers.text_flops(self.text)
+
+  def _vision_flops(self, selected, num_prompts):
     v = self.vision
-    parts = flops.ps3(
+    return flops.ps3(
         scales=v.scales, selected=selected, width=v.width, depth=v.depth,
         mlp_dim=v.mlp_dim, patch_size=v.patch_size, num_select_layers=len(v.select_layers),
         num_prompts=num_prompts, num_maps=v.num_maps,
@@ -103,11 +121,13 @@ class Task:
         selection_kernel=v.selection_kernel, highres_selection=v.highres_branch,
         adapter_hidden=v.adapter_hidden, adapter_depth=v.adapter_depth, pool_width=v.pool_width,
         pool_mlp_dim=v.pool_mlp_dim)
-    vision = parts["total"] if sum(selected) else parts["low"]
-    return vision + _towers.text_flops(self.text)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     spec = _towers.batch_spec(batch_size, self._train_side, self.text.text_len)
+    if (captions := self.config.captions_per_image) > 1:
+      for name in _OF_CAPTIONS:
+        shape = (batch_size, captions, *spec[name].shape[1:])
+        spec[name] = jax.ShapeDtypeStruct(shape, spec[name].dtype)
     if n := self.config.tiles:
       side = self.vision.patch_size * self.vision.scales[-1] // self.vision.scales[0]
       spec["tiles"] = jax.ShapeDtypeStruct((batch_size, n, side, side, 3), np.uint8)
@@ -119,8 +139,8 @@ class Task:
 
   def init(self, rng, batch):
     img, txt, prompt = jax.random.split(rng, 3)
-    one = {k: v[:1] for k, v in batch.items()}
-    width = jnp.zeros((1, self.vision.width))
+    one = self._by_caption({k: v[:1] for k, v in batch.items()})
+    width = jnp.zeros((one["box"].shape[0], self.vision.width))
     return {
         "img": self.vision.init(img, one["image"], prompt=width, box=one["box"],
                                 is_global=one["is_global"], tiles=self._tiles(one))["params"],
@@ -133,6 +153,7 @@ class Task:
   def loss(self, params, batch, rng, train: bool):
     del rng, train  # Nothing here is random.
     _towers.check_image(batch["image"], self._train_side)
+    batch = self._by_caption(batch)
     ztxt, prompt = self._read(params, batch)
     pooled, out = self.vision.apply(
         {"params": params["img"]}, batch["image"], prompt=prompt, box=batch["box"],
@@ -237,6 +258,15 @@ class Task:
     if prompt is None:
       return out
     return out | {"text": text, "score_topdown": jax.nn.sigmoid(out["score"])}
+
+  def _by_caption(self, batch):
+    """A training batch with a row for each caption in everything but the pictures."""
+    if (captions := self.config.captions_per_image) == 1:
+      return batch
+    flat = {k: batch[k].reshape(-1, *batch[k].shape[2:]) for k in _OF_CAPTIONS}
+    of_images = {"boxes", "num_boxes"} & set(batch)
+    shared = {k: jnp.repeat(batch[k], captions, axis=0) for k in of_images}
+    return batch | flat | shared
 
   @property
   def _train_side(self) -> int:

@@ -24,12 +24,12 @@ def get_config(arg=None):
   a = config_lib.parse_arg(arg, data="data/sample", init="", steps=800, runlocal=False)
   c = ml_collections.ConfigDict()
   c.task = "ps3"
-  c.batch_size = 32
+  c.batch_size = 8
   c.total_steps = a.steps
   c.seed = 0
 
   c.input = dict(data=a.data, image_size=768, resize="fast", text_len=64, global_share=0.25,
-                 cache_mb=2000)
+                 captions_per_image=4, cache_mb=2000)
   c.model = dict(
       image=dict(
           width=64, depth=2, mlp_dim=256, num_heads=2, patch_size=8, posemb_grid=(12, 12),
@@ -37,7 +37,7 @@ def get_config(arg=None):
           selection_kernel=16, selection_hidden=32, selection_out=32, selection_depth=1),
       text=dict(width=64, depth=2, mlp_dim=256, num_heads=2, vocab_size=259, text_len=64,
                 act="gelu"),
-      selection_loss="bce", selection_weight=3.0, temperature_init=10.0, bias_init=-3.4,
+      captions_per_image=4, selection_loss="bce", selection_weight=3.0, temperature_init=10.0, bias_init=-3.4,
   )
   if a.init:
     c.init = dict(path=a.init, allow_missing=common.NEW_PARAMETERS)

@@ -145,3 +145,52 @@ def test_layouts_and_kinds_of_resizing_share_words_and_boxes_to_the_bit(make_sam
 def test_tiles_that_do_not_fit_the_image_are_refused(settings, says):
   with pytest.raises(InputError, match=says):
     InputConfig("unused", image_size=80, **{"tiles": 4} | settings)
+
+
+@pytest.mark.parametrize("share, least, most", [(0.25, 1.0, 1.0), (0.1, 0.25, 0.55), (0, 0, 0)])
+def test_captions_of_an_image_differ_and_are_global_as_often_as_asked_for(
+  make_sample, share, least, most
+):
+  sample = make_sample(1, regions=6)
+  config = InputConfig(
+    "unused", image_size=64, captions_per_image=4, global_share=share, max_boxes=6,
+    sentence_sampling=False)  # fmt: skip
+  whole = []
+  for i in range(80):
+    batch = _train_row(config, sample, i)
+    assert batch["text"].shape == (1, 4, 64) and batch["box"].shape == (1, 4, 4)
+    assert len(np.unique(batch["box"][0], axis=0)) == 4
+    assert len(np.unique(batch["text"][0], axis=0)) == 4
+    of_whole = batch["box"][0][batch["is_global"][0]]
+    assert (of_whole == [0, 0, 64, 64]).all()
+    whole.append(len(of_whole))
+    shown = batch["boxes"][0, : batch["num_boxes"][0]]
+    for box in batch["box"][0][~batch["is_global"][0]]:
+      assert (shown == box).all(axis=1).any()
+  assert max(whole) <= 1 and least <= np.mean(whole) <= most
+
+
+def test_where_an_image_has_too_few_captions_they_come_again(make_sample):
+  config = InputConfig("unused", image_size=64, captions_per_image=4, global_share=0.0)
+  batch = _train_row(config, make_sample(1, regions=2), 0)
+  # Both regions and, rather than a region again, the whole; then the first again.
+  assert len(np.unique(batch["box"][0][:3], axis=0)) == 3 and batch["is_global"][0].sum() == 1
+  np.testing.assert_array_equal(batch["box"][0, 3], batch["box"][0, 0])
+
+
+def test_one_caption_an_image_draws_what_it_always_drew(make_sample):
+  """Another field of the config is no other stream of examples."""
+  sample = make_sample(0, regions=6)
+  batch = _train_row(InputConfig("unused", image_size=64), sample, 5)
+  rng = np.random.default_rng((5,))
+  region = transforms.choose_region(sample, rng, global_share=0.25)
+  transforms.sample_sentences(sample.texts[region], rng)
+  crop = transforms.crop_for_region(
+    rng, sample.width, sample.height, sample.boxes[region], scale=(0.9, 1.0), ratio=(3 / 4, 4 / 3))
+  want = transforms.crop_boxes(sample.boxes[region : region + 1], crop, 64)
+  np.testing.assert_array_equal(batch["box"], want)
+
+
+def test_several_captions_and_tiles_around_one_region_exclude_each_other():
+  with pytest.raises(InputError, match="captions_per_image is 2 with input.tiles=4"):
+    InputConfig("unused", image_size=1400, view_size=700, tiles=4, captions_per_image=2)

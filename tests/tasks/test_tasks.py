@@ -8,6 +8,7 @@ import pytest
 from big_vision_ext import tasks
 from big_vision_ext.core import sharding, trees
 from input_pipeline import tiles
+from tests.models import tiny_vit
 
 # For programs that run once: compiling is what takes time.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
@@ -251,3 +252,42 @@ def test_tiles_that_cannot_serve_the_model_are_refused(ps3, settings, message):
   batch = {k: np.zeros(s.shape, s.dtype) for k, s in task.batch_spec(2).items()}
   with pytest.raises(ValueError, match=message):
     task.loss(ps3[1], batch, None, True)
+
+
+@pytest.mark.parametrize("fields", [
+  {},
+  pytest.param(dict(scan=True), marks=pytest.mark.slow),
+  pytest.param(dict(look_policy=True), marks=pytest.mark.slow),
+], ids=str)  # fmt: skip
+def test_captions_that_share_an_image_train_as_if_each_had_its_own(fields):
+  model = PS3 | {"image": PS3["image"] | fields, "max_boxes": 2, "selection_loss": "bce_dice"}
+  apart, shared = (tasks.make("ps3", model | {"captions_per_image": n}) for n in (1, 2))
+  batch = _batch(128, is_global=[True] + [False] * 7)
+  boxes = np.stack([batch["box"]] * 2, axis=1)
+  boxes[:, 1] += 5
+  of_image = {"image": batch["image"][:4], "boxes": boxes[:4], "num_boxes": np.int32([2, 1, 2, 1])}
+  by_caption = {k: batch[k] for k in ("text", "box", "is_global")}
+  one_each = by_caption | {k: np.repeat(x, 2, axis=0) for k, x in of_image.items()}
+  together = of_image | {k: x.reshape(4, 2, *x.shape[1:]) for k, x in by_caption.items()}
+  assert {k: (x.shape, x.dtype) for k, x in shared.batch_spec(4).items()} == {
+    k: (x.shape, x.dtype) for k, x in together.items()}
+  params = sharding.unbox(jax.jit(shared.init)(jax.random.key(0), together))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), params)
+
+  def value_and_grad(task, batch):
+    f = jax.value_and_grad(lambda p: task.loss(p, batch, None, True)[0])
+    return jax.jit(f, compiler_options=FAST_COMPILE)(params)
+
+  (want, want_grad), (got, got_grad) = (
+    value_and_grad(*x) for x in ((apart, one_each), (shared, together)))
+  # Float32 sums in another order.
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  tiny_vit.assert_close(got_grad, want_grad)
+  # The low-resolution pass and the features of the cells are not paid twice.
+  assert apart.flops_per_example < shared.flops_per_example < 2 * apart.flops_per_example
+
+
+def test_captions_that_share_tiles_of_one_region_are_refused():
+  with pytest.raises(ValueError, match="captions_per_image=2 with tiles=4"):
+    tasks.make("ps3", PS3 | {"captions_per_image": 2, "tiles": 4, "view_size": 64})

@@ -48,12 +48,13 @@ def main(arrays, settings):
   else:
     run = lambda: encode(model, pixels, settings["looks"])
   found = _with_tokens_of_ours(model.vision_model, arrays, run)
-  out = timing.measure(run, settings["repeats"]) | {"peak_gib": timing.peak_gib()}
+  norms = {}
   if settings["mode"] == "train":
-    for name, p in model.named_parameters():
-      # None of what the pass leaves out, the pooling of the low resolution, say, is a zero.
-      out[f"norm/{name}"] = 0.0 if p.grad is None else p.grad.float().norm().numpy()
-  return out | {name: x.float().numpy() for name, x in found.items()}
+    # Now: the timed runs take other tokens. What the pass leaves out has None: a zero.
+    norms = {f"norm/{name}": 0.0 if p.grad is None else p.grad.float().norm().numpy()
+             for name, p in model.named_parameters()}
+  out = timing.measure(run, settings["repeats"]) | {"peak_gib": timing.peak_gib()}
+  return out | norms | {name: x.float().numpy() for name, x in found.items()}
 
 
 @torch.no_grad()
