@@ -21,7 +21,7 @@ from configs.ps3 import common
 
 def get_config(arg=None):
   """`arg`: data=DIR, init=WORKDIR, steps=N, runlocal."""
-  a = config_lib.parse_arg(arg, data="data/sample", init="", steps=800, runlocal=False)
+  a = config_lib.parse_arg(arg, data="data/sample", init="", steps=1200, runlocal=False)
   c = ml_collections.ConfigDict()
   c.task = "ps3"
   c.batch_size = 8

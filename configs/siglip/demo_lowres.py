@@ -16,7 +16,7 @@ from big_vision_ext.core import config as config_lib
 
 def get_config(arg=None):
   """`arg`: data=DIR, steps=N, runlocal."""
-  a = config_lib.parse_arg(arg, data="data/sample", steps=800, runlocal=False)
+  a = config_lib.parse_arg(arg, data="data/sample", steps=1200, runlocal=False)
   c = ml_collections.ConfigDict()
   c.task = "siglip"
   c.batch_size = 32
