@@ -4,12 +4,13 @@
   python -m big_vision_ext.train --config configs/ps3/demo.py --workdir runs/demo
 
 Photographs with small tags, labels and stickers on them, read at 768 px where the low-resolution
-pass has 96: of 11,520 high-resolution patches one look takes 200 (1.7 %). The recipe is PS3's (one
-region or the whole image per sample, selection forced to the region in training, pooling of its
-tokens only, released selection loss), with sizes and rates for two cores; the selection loss counts
-three times, since everything is learned from scratch here, where the paper starts from SigLIP.
+pass has 96: of 11,520 high-resolution patches one look takes 200 (1.7 %). The recipe is PS3's
+(regions and whole images, selection forced to the region in training, pooling of its tokens only,
+released selection loss), with sizes and rates for two cores. Four captions share an image, where
+the paper has one: a step then takes half the time. The selection loss counts three times, since
+everything is learned from scratch here, where the paper starts from SigLIP.
 
-Expected: see "Does the method work here?" in the README; about 7 minutes on two cores with Python
+Expected: see "Does the method work here?" in the README; 5 to 10 minutes on two cores with Python
 3.12. `:runlocal` is a smoke run of 2 steps.
 """
 
