@@ -38,7 +38,8 @@ def get_config(arg=None):
           selection_kernel=16, selection_hidden=32, selection_out=32, selection_depth=1),
       text=dict(width=64, depth=2, mlp_dim=256, num_heads=2, vocab_size=259, text_len=64,
                 act="gelu"),
-      captions_per_image=4, selection_loss="bce", selection_weight=3.0, temperature_init=10.0, bias_init=-3.4,
+      captions_per_image=4, selection_loss="bce", selection_weight=3.0,
+      temperature_init=10.0, bias_init=-3.4,
   )
   if a.init:
     c.init = dict(path=a.init, allow_missing=common.NEW_PARAMETERS)
