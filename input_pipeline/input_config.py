@@ -69,8 +69,8 @@ class InputConfig:
   cache_mb: int = 0
 
   def __post_init__(self):
-    least = dict.fromkeys(("image_size", "text_len", "prefetch", "tile_size", "view_size"), 1)
-    least["captions_per_image"] = 1
+    sizes = ("image_size", "text_len", "tile_size", "view_size")
+    least = dict.fromkeys((*sizes, "prefetch", "captions_per_image"), 1)
     least |= dict.fromkeys(("tiles", "max_boxes", "threads", "workers", "cache_mb"), 0)
     for name, low in least.items():
       value = getattr(self, name)

@@ -41,7 +41,6 @@ def _run(*argv):
 
 @pytest.mark.slow
 @pytest.mark.unseen
-@pytest.mark.unseen
 def test_an_error_is_one_line_on_stderr(tmp_path):
   done = _run("--config", CONFIG, "--topology", "v5e:everything")
   assert done.returncode == 2 and done.stderr.startswith("error: --topology v5e:everything")

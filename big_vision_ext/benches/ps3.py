@@ -30,7 +30,8 @@ from big_vision_ext.models import selection, vit
 
 HELP = "PS3 against ps3-torch: time, memory, arithmetic"
 MODES = ("look1", "look2", "train")
-# As a run would set them: blocks one after the other, and what is dear to compute is kept.
+# One program for all blocks; in training each its own, which need not stack gradients, and what is
+# dear to compute is kept.
 _OPTIONS = {"scan": True}
 _TRAIN_OPTIONS = {"scan": False, "remat_policy": "save:qkv,attention,attention_out"}
 

@@ -46,10 +46,11 @@ def test_a_configs_model_and_input_fit_each_other(path, arg):
   config = config_lib.resolve(config_lib.load(f"{path}{arg}"))
   task = tasks.make(config.task, config.model)
   inputs = typed.build(loader.InputConfig, config.input, "config.input")
-  spec = task.batch_spec(2)
+  spec = task.batch_spec(config.batch_size)
   side, length, several = inputs.image_size, inputs.text_len, inputs.captions_per_image
-  assert spec["image"].shape == (2, side, side, 3)
-  assert spec["text"].shape == ((2, several, length) if several > 1 else (2, length))
+  captions = (config.batch_size, several) if several > 1 else (config.batch_size,)
+  assert spec["image"].shape == (config.batch_size, side, side, 3)
+  assert spec["text"].shape == (*captions, length)
   assert inputs.max_boxes == (spec["boxes"].shape[1] if "boxes" in spec else 0)
 
 
