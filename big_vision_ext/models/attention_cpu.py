@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from big_vision_ext.models import remat
 
-# Scores of one tile, at most: 8 MiB in float32. The backward pass holds three such arrays.
+# Scores of one tile, at most: 16 MiB in float32. The backward pass holds three such arrays.
 _TILE_SCORES = 2**22
 
 
