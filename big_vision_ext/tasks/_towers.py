@@ -12,6 +12,10 @@ from big_vision_ext.models import text as text_lib
 from big_vision_ext.models import vit
 
 
+# What a training batch has for each caption of an image.
+_OF_CAPTIONS = ("text", "box", "is_global")
+
+
 def plain(spec: Mapping[str, Any]) -> dict[str, Any]:
   """A tower's settings as keyword arguments: lists become tuples, as module fields must hash."""
   return {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
@@ -37,15 +41,27 @@ def text_flops(text) -> int:
                     mlp_dim=text.mlp_dim, out_dim=text.out_dim, pool_type=text.pool_type)
 
 
-def batch_spec(batch_size: int, side: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and types of a training batch of (image, box, caption) samples."""
+def batch_spec(batch_size: int, side: int, length: int,
+               captions: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and types of a training batch: images, each with `captions` captions and their boxes."""
   shape = jax.ShapeDtypeStruct
+  rows = (batch_size,) if captions == 1 else (batch_size, captions)
   return {
       "image": shape((batch_size, side, side, 3), np.uint8),
-      "text": shape((batch_size, length), np.int32),
-      "box": shape((batch_size, 4), np.float32),
-      "is_global": shape((batch_size,), np.bool_),
+      "text": shape((*rows, length), np.int32),
+      "box": shape((*rows, 4), np.float32),
+      "is_global": shape(rows, np.bool_),
   }
+
+
+def by_caption(batch: Mapping[str, Any], captions: int) -> dict[str, Any]:
+  """A batch of `batch_spec` with a row for each caption in everything but the pictures."""
+  if captions == 1:
+    return dict(batch)
+  flat = {k: batch[k].reshape(-1, *batch[k].shape[2:]) for k in _OF_CAPTIONS}
+  of_images = {"boxes", "num_boxes"} & set(batch)
+  shared = {k: jnp.repeat(batch[k], captions, axis=0) for k in of_images}
+  return {**batch, **flat, **shared}
 
 
 def check_image(image, side: int) -> None:

@@ -22,9 +22,6 @@ from big_vision_ext.objectives import contrastive
 from big_vision_ext.objectives import selection as selection_loss
 from big_vision_ext.tasks import _towers
 
-# What a training batch has for each caption of an image.
-_OF_CAPTIONS = ("text", "box", "is_global")
-
 SELECTIONS = ("topdown", "bottomup", "random", "gt")
 
 
@@ -123,11 +120,8 @@ class Task:
         pool_mlp_dim=v.pool_mlp_dim)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    spec = _towers.batch_spec(batch_size, self._train_side, self.text.text_len)
-    if (captions := self.config.captions_per_image) > 1:
-      for name in _OF_CAPTIONS:
-        shape = (batch_size, captions, *spec[name].shape[1:])
-        spec[name] = jax.ShapeDtypeStruct(shape, spec[name].dtype)
+    spec = _towers.batch_spec(
+        batch_size, self._train_side, self.text.text_len, self.config.captions_per_image)
     if n := self.config.tiles:
       side = self.vision.patch_size * self.vision.scales[-1] // self.vision.scales[0]
       spec["tiles"] = jax.ShapeDtypeStruct((batch_size, n, side, side, 3), np.uint8)
@@ -260,13 +254,7 @@ class Task:
     return out | {"text": text, "score_topdown": jax.nn.sigmoid(out["score"])}
 
   def _by_caption(self, batch):
-    """A training batch with a row for each caption in everything but the pictures."""
-    if (captions := self.config.captions_per_image) == 1:
-      return batch
-    flat = {k: batch[k].reshape(-1, *batch[k].shape[2:]) for k in _OF_CAPTIONS}
-    of_images = {"boxes", "num_boxes"} & set(batch)
-    shared = {k: jnp.repeat(batch[k], captions, axis=0) for k in of_images}
-    return batch | flat | shared
+    return _towers.by_caption(batch, self.config.captions_per_image)
 
   @property
   def _train_side(self) -> int:

@@ -27,6 +27,9 @@ class Config:
     image: fields of `models.vit.ViT`, with `variant` and `image_size` as shorthands.
     text: fields of `models.text.TextTransformer`, with `variant` as a shorthand.
     pool: "image" pools all tokens, "region" those on the sample's box.
+    captions_per_image: how many captions of each image the input ships
+      (`input.captions_per_image`), each with its box; with `pool="region"` only, since captions
+      that share their vector cannot be told apart.
     temperature_init, bias_init: of the loss; bias None for none.
     contrast: form of the loss and how it is computed.
   """
@@ -34,6 +37,7 @@ class Config:
   image: dict[str, Any]
   text: dict[str, Any]
   pool: Literal["image", "region"] = "image"
+  captions_per_image: int = 1
   temperature_init: float = 10.0
   bias_init: float | None = -10.0
   contrast: contrastive.Contrast = contrastive.Contrast()
@@ -57,6 +61,10 @@ class Task:
 
   def __post_init__(self):
     c = self.config
+    if c.captions_per_image < 1 or c.captions_per_image > 1 and c.pool != "region":
+      raise typed.ConfigError(
+          f"config.model.captions_per_image={c.captions_per_image} with pool={c.pool!r}: expected "
+          "1 or more captions, and only one where each image has one vector; set pool='region'")
     image, text = _towers.plain(c.image), _towers.plain(c.text)
     towers = two_towers.TwoTowers(
         flax.core.freeze(image), flax.core.freeze(text), c.temperature_init, c.bias_init)
@@ -71,7 +79,8 @@ class Task:
   @property
   def flops_per_example(self) -> int:
     """Model FLOPs of one training example: three times the forward pass."""
-    return flops.train(self.forward_flops())
+    captions = self.config.captions_per_image
+    return flops.train(self.forward_flops() + (captions - 1) * _towers.text_flops(self.text))
 
   def forward_flops(self, selected: Sequence[int] = ()) -> int:
     """FLOPs of one image and one text; nothing is selected here."""
@@ -83,15 +92,18 @@ class Task:
     return vision + _towers.text_flops(self.text)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    return _towers.batch_spec(batch_size, self.image_size, self.text.text_len)
+    return _towers.batch_spec(
+        batch_size, self.image_size, self.text.text_len, self.config.captions_per_image)
 
   def init(self, rng, batch):
-    images = self._normalise(batch["image"][:1])
-    return self.towers.init(rng, images, batch["text"][:1])["params"]
+    one = _towers.by_caption(batch, self.config.captions_per_image)
+    images = self._normalise(one["image"][:1])
+    return self.towers.init(rng, images, one["text"][:1])["params"]
 
   def loss(self, params, batch, rng, train: bool):
     del rng, train  # Nothing here is random.
-    zimg, ztxt = self._embed_pair(params, batch)
+    zimg, ztxt = self._embed_pair(
+        params, _towers.by_caption(batch, self.config.captions_per_image))
     bias = params["b"][0] if "b" in params else 0.0
     return contrastive.contrastive_loss(
         zimg, ztxt, jnp.exp(params["t"])[0], bias, self.config.contrast)
@@ -115,13 +127,14 @@ class Task:
     return {"zimg": zimg, "ztxt": ztxt}
 
   def _embed_pair(self, params, batch):
-    """zimg, ztxt (b, d), pooled as the config says."""
+    """zimg, ztxt (n, d), pooled as the config says, for n / b captions of each of b images."""
     images = self._normalise(batch["image"])
     if self.config.pool == "image":
       return self.towers.apply({"params": params}, images, batch["text"])[:2]
 
     def region(towers, mask):
       y, _ = towers.img.encode(towers.img.embed(images))
+      y = jnp.repeat(y, mask.shape[0] // y.shape[0], axis=0)
       z, _ = towers.txt(batch["text"])
       return two_towers.normalize(towers.img.pool(y, mask)), two_towers.normalize(z)
 

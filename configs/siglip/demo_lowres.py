@@ -19,17 +19,18 @@ def get_config(arg=None):
   a = config_lib.parse_arg(arg, data="data/sample", steps=1200, runlocal=False)
   c = ml_collections.ConfigDict()
   c.task = "siglip"
-  c.batch_size = 32
+  c.batch_size = 8
   c.total_steps = a.steps
   c.seed = 0
 
-  c.input = dict(data=a.data, image_size=96, text_len=64, global_share=0.25, cache_mb=500)
+  c.input = dict(data=a.data, image_size=96, text_len=64, global_share=0.25,
+                 captions_per_image=4, cache_mb=500)
   c.model = dict(
       image=dict(width=64, depth=2, mlp_dim=256, num_heads=2, patch_size=8, image_size=96,
                  act="gelu"),
       text=dict(width=64, depth=2, mlp_dim=256, num_heads=2, vocab_size=259, text_len=64,
                 act="gelu"),
-      pool="region", temperature_init=10.0, bias_init=-3.4,
+      pool="region", captions_per_image=4, temperature_init=10.0, bias_init=-3.4,
   )
 
   c.lr = 2e-3

@@ -254,18 +254,23 @@ def test_tiles_that_cannot_serve_the_model_are_refused(ps3, settings, message):
     task.loss(ps3[1], batch, None, True)
 
 
-@pytest.mark.parametrize("fields", [
-  {},
-  pytest.param(dict(scan=True), marks=pytest.mark.slow),
-  pytest.param(dict(look_policy=True), marks=pytest.mark.slow),
+@pytest.mark.parametrize("name, side, model", [
+  ("ps3", 128, {}),
+  pytest.param("ps3", 128, dict(scan=True), marks=pytest.mark.slow),
+  pytest.param("ps3", 128, dict(look_policy=True), marks=pytest.mark.slow),
+  ("siglip", 32, {}),
 ], ids=str)  # fmt: skip
-def test_captions_that_share_an_image_train_as_if_each_had_its_own(fields):
-  model = PS3 | {"image": PS3["image"] | fields, "max_boxes": 2, "selection_loss": "bce_dice"}
-  apart, shared = (tasks.make("ps3", model | {"captions_per_image": n}) for n in (1, 2))
-  batch = _batch(128, is_global=[True] + [False] * 7)
-  boxes = np.stack([batch["box"]] * 2, axis=1)
-  boxes[:, 1] += 5
-  of_image = {"image": batch["image"][:4], "boxes": boxes[:4], "num_boxes": np.int32([2, 1, 2, 1])}
+def test_captions_that_share_an_image_train_as_if_each_had_its_own(name, side, model):
+  batch = _batch(side, is_global=[True] + [False] * 7)
+  of_image = {"image": batch["image"][:4]}
+  if name == "siglip":
+    model = SIGLIP | {"pool": "region"}
+  else:
+    model = PS3 | {"image": PS3["image"] | model, "max_boxes": 2, "selection_loss": "bce_dice"}
+    boxes = np.stack([batch["box"]] * 2, axis=1)
+    boxes[:, 1] += 5
+    of_image |= {"boxes": boxes[:4], "num_boxes": np.int32([2, 1, 2, 1])}
+  apart, shared = (tasks.make(name, model | {"captions_per_image": n}) for n in (1, 2))
   by_caption = {k: batch[k] for k in ("text", "box", "is_global")}
   one_each = by_caption | {k: np.repeat(x, 2, axis=0) for k, x in of_image.items()}
   together = of_image | {k: x.reshape(4, 2, *x.shape[1:]) for k, x in by_caption.items()}
@@ -286,6 +291,11 @@ def test_captions_that_share_an_image_train_as_if_each_had_its_own(fields):
   tiny_vit.assert_close(got_grad, want_grad)
   # The low-resolution pass and the features of the cells are not paid twice.
   assert apart.flops_per_example < shared.flops_per_example < 2 * apart.flops_per_example
+
+
+def test_captions_that_share_one_vector_are_refused():
+  with pytest.raises(ValueError, match="captions_per_image=2 with pool='image'.*pool='region'"):
+    tasks.make("siglip", SIGLIP | {"captions_per_image": 2})
 
 
 def test_captions_that_share_tiles_of_one_region_are_refused():
