@@ -11,7 +11,6 @@ from big_vision_ext.core import flops, typed
 from big_vision_ext.models import text as text_lib
 from big_vision_ext.models import vit
 
-
 # What a training batch has for each caption of an image.
 _OF_CAPTIONS = ("text", "box", "is_global")
 

@@ -55,7 +55,8 @@ def test_a_configs_model_and_input_fit_each_other(path, arg):
 
 
 @pytest.mark.parametrize("arg", ["tiles=64", "runlocal,tiles=64"])
-@pytest.mark.parametrize("path", ROOT.glob("configs/ps3/ps3_4k_*.py"), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  "path", sorted(ROOT.glob("configs/ps3/ps3_4k_*.py")), ids=lambda path: path.stem)
 def test_a_4k_model_trained_on_tiles_wants_the_batches_that_its_input_gives(path, arg):
   config = config_lib.resolve(config_lib.load(f"{path}:{arg}"))
   spec = tasks.make(config.task, config.model).batch_spec(1)
