@@ -36,6 +36,16 @@ def constrain(x: Array, last: str) -> Array:
   return nn.with_logical_constraint(x, ("act_batch", "act_length", last, *middle))
 
 
+def whole(table: Array, axes: tuple[str | None, ...]) -> Array:
+  """A parameter that every device looks rows up in, whole; its gradient is cut as it is stored.
+
+  Left to the partitioner, a table that is cut across the axis of the rows' depth makes every device
+  look up its part of the depth for the batches of all.
+  """
+  stored = nn.with_logical_constraint(table, axes)
+  return nn.with_logical_constraint(stored, (None,) * table.ndim)
+
+
 class Projection(nn.Module):
   """x @ kernel + bias over the last `contract` axes; kernel (*in, *features).
 
@@ -90,9 +100,11 @@ class MultiHeadAttention(nn.Module):
     q = remat.name(constrain(into(name="query")(x), "act_heads"), "qkv")
     k = remat.name(constrain(into(name="key")(y), "act_heads"), "qkv")
     v = remat.name(constrain(into(name="value")(y), "act_heads"), "qkv")
-    own = (k, v)
+    # Kept with the heads side by side: as the last axis, a narrow head fills up to 128 on a TPU.
+    own = tuple(x.reshape(*x.shape[:2], d) for x in (k, v))
     if kv is not None:
-      k, v = (jnp.concatenate([old.astype(new.dtype), new], axis=1) for old, new in zip(kv, own))
+      old = (x.reshape(*x.shape[:2], *k.shape[2:]).astype(k.dtype) for x in kv)
+      k, v = (jnp.concatenate(pair, axis=1) for pair in zip(old, (k, v)))
     z = constrain(attention.attend(q, k, v, mask=mask), "act_heads")
     out = Projection((d,), ("heads", "kv", "embed"), contract=2, **types, name="out")
     return remat.name(out(z), "attention_out"), own
@@ -141,7 +153,7 @@ class EncoderBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t d"], kv=None, deterministic: bool = True):
-    """Returns the block's output and the keys and values of `x`, each (b, t, h, k).
+    """Returns the block's output and the keys and values of `x`, each (b, t, d).
 
     Given `kv` of other tokens, these stand in front of the keys and values of `x`; only `x` asks.
     """
@@ -202,7 +214,7 @@ class Encoder(nn.Module):
     Returns:
       y (b, t, d) after the norm, and out: `blocks`, the raw output of every block, stacked
       (L, b, t, d) under scan and a list else; `last`, the last of them; `kv`, per layer the keys
-      and values of `x`, (b, t, h, k) each, with a leading L under scan and in a list else.
+      and values of `x`, (b, t, d) each, with a leading L under scan and in a list else.
     """
 
     def step(block, x, kv):

@@ -350,17 +350,22 @@ class PS3Stages(vit.ViT):
     else:
       pixels = resample.tile_patches(*tiles, patch, cols, index).astype(jnp.float32)
     x = self.embed_patches(self._normalise(pixels))
+    if self.posemb_type == "learn":
+      table = blocks.whole(self.pos_embedding, (None, None, "embed"))[0]
     if self.posemb_type == "learn" and self.posemb_fit == "crop":
-      position = self.pos_embedding[0][index // cols * self.posemb_grid[1] + index % cols]
+      position = table[index // cols * self.posemb_grid[1] + index % cols]
     elif self.posemb_type == "learn":
-      table = self.pos_embedding[0].reshape(*self.posemb_grid, self.width)
-      position = resample.table_rows(table, (rows, cols), index)
+      position = resample.table_rows(
+        table.reshape(*self.posemb_grid, self.width), (rows, cols), index
+      )
     else:
       position = self.posemb(rows, cols)[index]
     # The residual table is that of a square image; others use its upper left part.
     side = self.scales[scale + 1] // patch
-    residual = self.residuals[scale][0][index // cols * side + index % cols]
-    return x + (position + residual).astype(x.dtype)
+    residual = blocks.whole(self.residuals[scale], (None, None, "embed"))[0]
+    residual = residual[index // cols * side + index % cols]
+    position = blocks.constrain(position + residual, "act_embed")
+    return x + position.astype(x.dtype)
 
   def _image_hw(self, image) -> Grid:
     if image.ndim != 4 or image.shape[-1] != 3:

@@ -24,6 +24,8 @@ Size = tuple[int, int]
 _EXACT = jax.lax.Precision.HIGHEST
 # Columns of an antialiased image that are made in one matmul.
 _COLUMNS = 64
+# XLA:TPU cuts parts of an image out one by one if they have about so many numbers or more.
+_SLICED = 2048
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
@@ -145,6 +147,34 @@ def _patch_taps(n_in: int, n_out: int, patch: int) -> tuple[np.ndarray, np.ndarr
   return start.astype(np.int32), table
 
 
+def _windows(image, y, x, size: Size):
+  """Parts (n, *size, c) of an image (y, x, c), their first rows and columns given."""
+  window = lambda y, x: jax.lax.dynamic_slice(image, (y, x, 0), (*size, image.shape[2]))
+  return jax.vmap(window)(y, x)
+
+
+def _windows_tpu(image, y, x, size: Size, columns: np.ndarray):
+  """The same; `columns` are all that `x` may hold.
+
+  With its channels last, XLA:TPU would fill the whole image up from 3 to 128 of them; with the
+  channels first it is cut as it lies in memory. Small parts it would still gather pixel by pixel,
+  from a copy as large: these are cut wider, and cut again.
+  """
+  height, width, c = image.shape
+  wide = min(max(size[1], -(-_SLICED // (size[0] * c))), width)
+  first = jnp.minimum(x, width - wide)
+  planes = jnp.moveaxis(image, -1, 0)
+  window = lambda y, x: jax.lax.dynamic_slice(planes, (0, y, x), (c, size[0], wide))
+  cut = jax.vmap(window)(y, first)
+  # At the right border the wider part begins further left than what is asked for.
+  shifts = np.unique(columns - np.minimum(columns, width - wide))
+  out = cut[..., : size[1]]
+  for shift in shifts[shifts > 0]:
+    here = (x - first == shift)[:, None, None, None]
+    out = jnp.where(here, cut[..., shift : shift + size[1]], out)
+  return jnp.moveaxis(out, 1, -1)
+
+
 def gather_patches(
   image: Num[Array, "y x c"], size: Size, patch: int, index: Int[Array, "n"]
 ) -> Float[Array, "n p p c"]:
@@ -165,10 +195,12 @@ def gather_patches(
   span_y = patch if weight_y is None else weight_y.shape[-1]
   span_x = patch if weight_x is None else weight_x.shape[-1]
 
-  def window(y, x):
-    return jax.lax.dynamic_slice(image, (y, x, 0), (span_y, span_x, image.shape[2]))
-
-  out = jax.vmap(window)(jnp.asarray(start_y)[row], jnp.asarray(start_x)[col])
+  at = jnp.asarray(start_y)[row], jnp.asarray(start_x)[col]
+  out = jax.lax.platform_dependent(
+    image, *at,
+    tpu=functools.partial(_windows_tpu, size=(span_y, span_x), columns=start_x),
+    default=functools.partial(_windows, size=(span_y, span_x)),
+  )  # fmt: skip
   out = out.astype(jnp.float32)
   if weight_y is not None:
     out = jnp.einsum("nps,nsxc->npxc", jnp.asarray(weight_y)[row], out, precision=_EXACT)

@@ -179,7 +179,7 @@ class ConvNeXtBlock(nn.Module):
     return x + y * scale.astype(self.dtype)
 
 
-def _patches(image: Float[Array, "b y x c"], size: int) -> Float[Array, "b h w p p c"]:
+def _patches(image: Float[Array, "b y x c"], size: int) -> Float[Array, "b h w k"]:
   """Patches side by side; what is left over at the bottom and right is dropped.
 
   A convolution whose stride is its size is a product over the pixels of a patch. As a convolution
@@ -188,8 +188,9 @@ def _patches(image: Float[Array, "b y x c"], size: int) -> Float[Array, "b h w p
   """
   b, height, width, c = image.shape
   h, w = height // size, width // size
-  x = image[:, : h * size, : w * size].reshape(b, h, size, w, size, c)
-  return x.transpose(0, 1, 3, 2, 4, 5)
+  # Pixels and channels as one axis: arrays whose last axis is 3 take many times their room on a TPU.
+  x = image[:, : h * size, : w * size].reshape(b, h, size, w, size * c)
+  return x.swapaxes(2, 3).reshape(b, h, w, size * size * c)
 
 
 class HighResSelection(nn.Module):
@@ -222,7 +223,8 @@ class HighResSelection(nn.Module):
     )
     # Without the barrier XLA computes the pixels, resampled on the way here, patch by patch in an
     # order that takes longer.
-    x = stem(jax.lax.optimization_barrier(_patches(image, self.kernel)))
+    x = jax.lax.optimization_barrier(_patches(image, self.kernel))
+    x = stem(x.reshape(*x.shape[:3], self.kernel, self.kernel, -1))
     x = blocks.layer_norm("stem_norm", 1e-6, **types)(x)
     for i in range(self.depth):
       x = ConvNeXtBlock(self.hidden, **types, name=f"block_{i}")(x)

@@ -87,7 +87,7 @@ def test_queries_of_some_tokens_over_cached_ones_equal_full_attention_of_those_r
   both, _ = run(np.concatenate([old, own], 1))
   part, out = run(own, cache)
   np.testing.assert_allclose(part, both[:, 5:], atol=1e-5)
-  assert jax.tree.leaves(out["kv"])[0].shape[-3] == 4  # Only its own: looks do not pile up.
+  assert jax.tree.leaves(out["kv"])[0].shape[-2] == 4  # Only its own: looks do not pile up.
 
 
 @pytest.mark.parametrize("scan", [False, True])

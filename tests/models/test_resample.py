@@ -1,6 +1,7 @@
 """Resampling against jax.image, plain definitions, and the dense way of doing the same."""
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from big_vision_ext.models import resample
+from big_vision_ext.planning import topologies
 from tests.models import ps3_reference, vit_reference
 
 RATIOS = [(40, 40), (40, 20), (40, 16), (40, 8), (40, 4), (15, 40), (40, 37), (7, 3), (3, 7)]
@@ -101,9 +103,16 @@ def test_normalisation_commutes_with_resampling():
     ((40, 60), (32, 48), 8),
     ((20, 20), (32, 32), 4),  # enlarged
     ((31, 77), (16, 24), 8),  # no common factor
+    ((16, 304), (16, 304), 8),  # wider than what is cut at a time for a TPU
+    ((16, 304), (8, 152), 8),
   ],
 )
-def test_gathered_patches_equal_those_of_the_resized_image(hw, size, patch, dtype):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_gathered_patches_equal_those_of_the_resized_image(
+  hw, size, patch, dtype, platform, monkeypatch
+):
+  if platform == "tpu":
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, tpu, **_: tpu(*args))
   x = image(*hw, dtype=dtype, b=(2,))
   gh, gw = size[0] // patch, size[1] // patch
   rng = np.random.default_rng(1)
@@ -123,6 +132,22 @@ def test_gathering_a_few_patches_never_holds_the_resized_image():
   f = jax.jit(lambda im, at: resample.gather_patches(im, (800, 800), 10, at))
   temp = f.lower(x, at).compile().memory_analysis().temp_size_in_bytes
   assert temp < 800 * 800 * 3 / 4
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs requirements-tpu.txt")
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [3780, 1512, 756])
+def test_a_tpu_cuts_patches_from_an_image_of_4k_without_a_copy_of_it(size):
+  topologies.set_up_environment()
+  device = topologies.describe("v5e:2x2").devices[0]
+  place = jax.sharding.SingleDeviceSharding(device)
+  images = jax.ShapeDtypeStruct((2, 3780, 3780, 3), jnp.uint8, sharding=place)
+  at = jax.ShapeDtypeStruct((2, 512), jnp.int32, sharding=place)
+  cut = jax.vmap(lambda im, at: resample.gather_patches(im, (size, size), 14, at))
+  memory = jax.jit(cut).trace(images, at).lower().compile().memory_analysis()
+  # The images are 82 MiB as they are, and were 7 GiB where the channels came last.
+  assert memory.argument_size_in_bytes < 90 * 2**20
+  assert memory.temp_size_in_bytes < 80 * 2**20
 
 
 def test_antialiased_positions_equal_pillow_up_to_its_rounding():
