@@ -188,7 +188,7 @@ def _patches(image: Float[Array, "b y x c"], size: int) -> Float[Array, "b h w k
   """
   b, height, width, c = image.shape
   h, w = height // size, width // size
-  # Pixels and channels as one axis: arrays whose last axis is 3 take many times their room on a TPU.
+  # Pixels and channels as one axis: a copy moves rows of patches, not single pixels.
   x = image[:, : h * size, : w * size].reshape(b, h, size, w, size * c)
   return x.swapaxes(2, 3).reshape(b, h, w, size * size * c)
 
