@@ -15,6 +15,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from big_vision_ext.core import boxes
@@ -281,7 +282,8 @@ class PS3Stages(vit.ViT):
     return [score[:, i] for i in range(score.shape[1])]
 
   def _normalise(self, pixels):
-    mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
+    # Channels are the last axis, or pixels with their channels are.
+    mean, std = (np.resize(np.float32(x), pixels.shape[-1]) for x in (self.mean, self.std))
     return (pixels / 255.0 - mean) / std
 
   def _selection_features(self, image, low):
@@ -302,8 +304,10 @@ class PS3Stages(vit.ViT):
     x = selection_head.l2_normalize(x)
     if not self.highres_branch:
       return x, None
-    large = _resize(image, self.selection_size, self.selection_antialias)
-    return x, selection_head.l2_normalize(self.highres_selection(self._normalise(large)))
+    patches = resample.resized_patches(
+      image, self.selection_size, self.selection_kernel, self.selection_antialias
+    )
+    return x, selection_head.l2_normalize(self.highres_selection(self._normalise(patches)))
 
   def _score(self, features, prompt):
     """Log-odds (b, g, g), or (b, s, g, g) of each scale, for a prompt (b, d) or (d,)."""

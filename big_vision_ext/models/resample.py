@@ -24,6 +24,8 @@ Size = tuple[int, int]
 _EXACT = jax.lax.Precision.HIGHEST
 # Columns of an antialiased image that are made in one matmul.
 _COLUMNS = 64
+# The same on a TPU, whose matrix units are large.
+_WIDE = 512
 # XLA:TPU cuts parts of an image out one by one if they have about so many numbers or more.
 _SLICED = 2048
 
@@ -124,8 +126,22 @@ def resize_antialias(image: Num[Array, "*b y x c"], size: Size) -> Float[Array, 
   return jnp.concatenate(parts, axis=-2)
 
 
+@functools.lru_cache(maxsize=16)
+def _matrix(n_in: int, n_out: int, antialias: bool) -> np.ndarray:
+  """Weights (n_out, n_in) of resampling along one axis."""
+  if antialias:
+    return antialias_matrix(n_in, n_out)
+  index, weight = cubic_taps(n_in, n_out)
+  matrix = np.zeros((n_out, n_in), np.float32)
+  # add.at, not assignment: clamped borders send several taps to one index.
+  np.add.at(matrix, (np.arange(n_out)[:, None], index), weight)
+  return matrix
+
+
 @functools.lru_cache(maxsize=64)
-def _patch_taps(n_in: int, n_out: int, patch: int) -> tuple[np.ndarray, np.ndarray | None]:
+def _patch_taps(
+  n_in: int, n_out: int, patch: int, antialias: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
   """First source index (g,) and weights (g, patch, span) of every patch along one axis.
 
   `span` is the same for all patches, so that a slice of static size serves each; near the end
@@ -134,17 +150,77 @@ def _patch_taps(n_in: int, n_out: int, patch: int) -> tuple[np.ndarray, np.ndarr
   cells = n_out // patch
   if n_in == n_out:
     return np.arange(cells, dtype=np.int32) * patch, None
-  index, weight = cubic_taps(n_in, n_out)
-  index = index[: cells * patch].reshape(cells, patch, -1)
-  weight = weight[: cells * patch].reshape(cells, patch, -1)
-  low, high = index.min(axis=(1, 2)), index.max(axis=(1, 2))
-  span = int((high - low).max()) + 1
+  matrix = _matrix(n_in, n_out, antialias)[: cells * patch].reshape(cells, patch, n_in)
+  used = (matrix != 0).any(axis=1)
+  low, high = used.argmax(axis=1), n_in - used[:, ::-1].argmax(axis=1)
+  span = int((high - low).max())
   start = np.minimum(low, n_in - span)
-  table = np.zeros((cells, patch, span), np.float32)
-  cell, row, _ = np.indices(index.shape)
-  # add.at, not assignment: clamped borders send several taps to one index.
-  np.add.at(table, (cell, row, index - start[:, None, None]), weight)
-  return start.astype(np.int32), table
+  at = start[:, None, None] + np.arange(span)
+  return start.astype(np.int32), np.take_along_axis(matrix, at, axis=2)
+
+
+def resized_patches(
+  image: Num[Array, "b y x c"], side: int, patch: int, antialias: bool = False
+) -> Float[Array, "b g g k"]:
+  """All patches of images squashed to squares of `side` pixels, float32.
+
+  Each is a vector of its pixels, row by row, with the channels of a pixel together. What is left
+  over beyond whole patches, at the bottom and right, is dropped.
+  """
+  sizes = dict(side=side, patch=patch, antialias=antialias)
+  if not jnp.issubdtype(image.dtype, jnp.integer):
+    return _resized_patches(image, **sizes)  # Gradients would pass through both platforms' ways.
+  return jax.lax.platform_dependent(
+    image,
+    tpu=functools.partial(_resized_patches_tpu, **sizes),
+    default=functools.partial(_resized_patches, **sizes),
+  )
+
+
+def _resized_patches(image, side, patch, antialias):
+  image = (resize_antialias if antialias else resize_cubic)(image, (side, side))
+  b, _, _, c = image.shape
+  g = side // patch
+  # Pixels and channels as one axis: a copy moves rows of patches, not single pixels.
+  x = image[:, : g * patch, : g * patch].reshape(b, g, patch, g, patch * c)
+  return x.swapaxes(2, 3).reshape(b, g, g, patch * patch * c)
+
+
+def _resized_patches_tpu(image, side, patch, antialias):
+  """The same, one row of patches after the other.
+
+  Arrays whose last axis is 3 channels or a patch's pixels take many times their room there, and
+  several such copies of a 4K image do not fit beside the rest: here they are of one row.
+  """
+  b, height, width, c = image.shape
+  g = side // patch
+  start, table = _patch_taps(height, side, patch, antialias)
+  if table is None:
+    table = np.tile(np.eye(patch, dtype=np.float32), (g, 1, 1))
+  matrix = _matrix(width, side, antialias)[: g * patch] if width != side else None
+  planes = jnp.moveaxis(image, -1, 1)
+
+  def row(at):
+    first, weight = at
+    x = jax.lax.dynamic_slice_in_dim(planes, first, table.shape[-1], axis=2)
+    x = jnp.einsum("ps,bcsx->bcpx", weight, x.astype(jnp.float32), precision=_EXACT)
+    x = x[..., : g * patch] if matrix is None else _columns(matrix, x)
+    x = x.reshape(b, c, patch, g, patch)
+    return x.transpose(0, 3, 2, 4, 1).reshape(b, g, -1)
+
+  return jnp.moveaxis(jax.lax.map(row, (jnp.asarray(start), jnp.asarray(table))), 0, 1)
+
+
+def _columns(matrix: np.ndarray, x: Float[Array, "*b x"]) -> Float[Array, "*b w"]:
+  """x @ matrix.T in parts: some columns at a time have few columns to be made of."""
+  parts = []
+  for start in range(0, len(matrix), _WIDE):
+    weight = matrix[start : start + _WIDE]
+    used = np.flatnonzero(weight.any(axis=0))
+    band = slice(used[0], used[-1] + 1)
+    product = jnp.einsum("wx,...x->...w", weight[:, band], x[..., band], precision=_EXACT)
+    parts.append(product)
+  return jnp.concatenate(parts, axis=-1)
 
 
 def _windows(image, y, x, size: Size):

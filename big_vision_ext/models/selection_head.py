@@ -179,22 +179,12 @@ class ConvNeXtBlock(nn.Module):
     return x + y * scale.astype(self.dtype)
 
 
-def _patches(image: Float[Array, "b y x c"], size: int) -> Float[Array, "b h w k"]:
-  """Patches side by side; what is left over at the bottom and right is dropped.
-
-  A convolution whose stride is its size is a product over the pixels of a patch. As a convolution
-  its gradient goes through copies of the image with the channels in front, two thirds of the
-  branch's time on a CPU.
-  """
-  b, height, width, c = image.shape
-  h, w = height // size, width // size
-  # Pixels and channels as one axis: a copy moves rows of patches, not single pixels.
-  x = image[:, : h * size, : w * size].reshape(b, h, size, w, size * c)
-  return x.swapaxes(2, 3).reshape(b, h, w, size * size * c)
-
-
 class HighResSelection(nn.Module):
-  """Features of an image at selection resolution: a patch stem and a few ConvNeXt blocks.
+  """Features of an image's patches at selection resolution: a stem and a few ConvNeXt blocks.
+
+  The stem is a convolution whose stride is its size, which is a product over the pixels of a patch.
+  As a convolution its gradient goes through copies of the image with the channels in front, two
+  thirds of the branch's time on a CPU.
 
   Attributes:
     hidden, features: width inside, and of the output.
@@ -210,20 +200,20 @@ class HighResSelection(nn.Module):
   param_dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, image: Float[Array, "b y x c"]) -> Float[Array, "b h w c"]:
+  def __call__(self, patches: Float[Array, "b h w k"]) -> Float[Array, "b h w c"]:
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     stem = blocks.Projection(
       (self.hidden,),
       (None, None, None, "conv"),
       contract=3,
       kernel_init=lambda **_: _torch_kernel,
-      bias_init=_torch_bias(image.shape[-1] * self.kernel**2),
+      bias_init=_torch_bias(patches.shape[-1]),
       **types,
       name="stem",
     )
     # Without the barrier XLA computes the pixels, resampled on the way here, patch by patch in an
     # order that takes longer.
-    x = jax.lax.optimization_barrier(_patches(image, self.kernel))
+    x = jax.lax.optimization_barrier(patches)
     x = stem(x.reshape(*x.shape[:3], self.kernel, self.kernel, -1))
     x = blocks.layer_norm("stem_norm", 1e-6, **types)(x)
     for i in range(self.depth):

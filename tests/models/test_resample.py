@@ -126,6 +126,27 @@ def test_gathered_patches_equal_those_of_the_resized_image(
   np.testing.assert_allclose(ours / 255, expected / 255, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("hw, side, patch", [
+  ((60, 60), 24, 6), ((60, 44), 24, 5), ((40, 24), 24, 8), ((20, 32), 32, 4),
+])  # fmt: skip
+def test_all_patches_of_the_resized_image_lie_side_by_side(
+  hw, side, patch, platform, antialias, monkeypatch
+):
+  if platform == "tpu":
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, tpu, **_: tpu(*args))
+    monkeypatch.setattr(resample, "_WIDE", 7)
+  x = image(*hw, b=(2,))
+  ours = jax.jit(lambda x: resample.resized_patches(x, side, patch, antialias))(x)
+  resize = ps3_reference.resize_antialias if antialias else ps3_reference.resize
+  full = resize(x, (side, side))
+  for i, row, column in np.ndindex(*ours.shape[:3]):
+    part = full[i, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+    # In units of the normalised image, 1e-5 of 255.
+    np.testing.assert_allclose(ours[i, row, column] / 255, part.ravel() / 255, rtol=0, atol=1e-5)
+
+
 def test_gathering_a_few_patches_never_holds_the_resized_image():
   x = jax.ShapeDtypeStruct((1000, 1000, 3), jnp.uint8)
   at = jax.ShapeDtypeStruct((4,), jnp.int32)
