@@ -79,7 +79,6 @@ def test_a_run_killed_again_and_again_ends_bit_identically(data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.unseen
 def test_twenty_kills_at_random_moments_never_cost_a_checkpoint(data, tmp_path):
   """Neither the latest is ever damaged, nor one lost that is to be kept; the run goes on as it was.
 
