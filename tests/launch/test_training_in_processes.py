@@ -127,7 +127,6 @@ def test_one_process_that_dies_ends_the_other_with_a_message(killed):
   assert checkpoint.Checkpoints(killed.out / "run", read_only=True).steps() == [4]
 
 
-@pytest.mark.unseen
 def test_continued_by_as_many_processes_a_run_ends_bit_identically(whole, killed, data, tmp_path):
   shutil.copytree(killed.out / "run", tmp_path / "run")
   # Asked to stop, the second process only; both save and leave.
@@ -151,7 +150,6 @@ def test_continued_by_as_many_processes_a_run_ends_bit_identically(whole, killed
     np.testing.assert_array_equal(params[name], value, err_msg=name)
 
 
-@pytest.mark.unseen
 def test_continued_by_one_and_then_four_processes_it_sees_the_same_stream_and_losses(
     whole, killed, data, tmp_path):
   shutil.copytree(killed.out / "run", tmp_path / "run")
@@ -176,7 +174,6 @@ def test_continued_by_one_and_then_four_processes_it_sees_the_same_stream_and_lo
     assert line == pytest.approx(other, rel=1e-5, abs=1e-6), line["step"]
 
 
-@pytest.mark.unseen
 def test_an_error_of_one_process_is_told_and_ends_the_other(data, tmp_path):
   began = time.monotonic()
   process = train(2, 2, "fail:3@1", data, tmp_path / "run")
@@ -185,7 +182,6 @@ def test_an_error_of_one_process_is_told_and_ends_the_other(data, tmp_path):
   assert time.monotonic() - began < 300
 
 
-@pytest.mark.unseen
 def test_a_stall_of_one_process_ends_both_with_their_stacks(data, tmp_path):
   process = train(2, 2, "hang:3@1", data, tmp_path / "run", "--config.stall_seconds=20")
   assert process.returncode == exit_codes.RESTART, process.stderr
