@@ -22,10 +22,8 @@ Size = tuple[int, int]
 
 # Weights are not representable in bfloat16; the sums must not lose them on an accelerator.
 _EXACT = jax.lax.Precision.HIGHEST
-# Columns of an antialiased image that are made in one matmul.
-_COLUMNS = 64
-# The same on a TPU, whose matrix units are large.
-_WIDE = 512
+# Columns of an image that are made in one matmul; on a TPU, whose matrix units are large.
+_COLUMNS, _WIDE = 64, 512
 # XLA:TPU cuts parts of an image out one by one if they have about so many numbers or more.
 _SLICED = 2048
 
@@ -114,14 +112,22 @@ def resize_antialias(image: Num[Array, "*b y x c"], size: Size) -> Float[Array, 
   rows = _weighted_taps(image, image.ndim - 3, _antialias_taps(image.shape[-3], size[0]))
   if rows.shape[-2] == size[1]:
     return rows
-  matrix = antialias_matrix(rows.shape[-2], size[1])
+  return _columns(antialias_matrix(rows.shape[-2], size[1]), rows, _COLUMNS)
+
+
+def _columns(
+  matrix: np.ndarray, x: Float[Array, "*b x c"], at_a_time: int
+) -> Float[Array, "*b w c"]:
+  """Columns weighted by a matrix (w, x), exactly.
+
+  A few columns at a time have few columns to be made of: most of the matrix is zero.
+  """
   parts = []
-  # A few columns at a time have few columns to be made of: most of the matrix is zero.
-  for start in range(0, size[1], _COLUMNS):
-    weight = matrix[start : start + _COLUMNS]
+  for start in range(0, len(matrix), at_a_time):
+    weight = matrix[start : start + at_a_time]
     used = np.flatnonzero(weight.any(axis=0))
     band = slice(used[0], used[-1] + 1)
-    product = jnp.einsum("wx,...xc->...wc", weight[:, band], rows[..., band, :], precision=_EXACT)
+    product = jnp.einsum("wx,...xc->...wc", weight[:, band], x[..., band, :], precision=_EXACT)
     parts.append(product)
   return jnp.concatenate(parts, axis=-2)
 
@@ -204,23 +210,12 @@ def _resized_patches_tpu(image, side, patch, antialias):
     first, weight = at
     x = jax.lax.dynamic_slice_in_dim(planes, first, table.shape[-1], axis=2)
     x = jnp.einsum("ps,bcsx->bcpx", weight, x.astype(jnp.float32), precision=_EXACT)
-    x = x[..., : g * patch] if matrix is None else _columns(matrix, x)
-    x = x.reshape(b, c, patch, g, patch)
+    if matrix is not None:
+      x = _columns(matrix, x[..., None], _WIDE)[..., 0]
+    x = x[..., : g * patch].reshape(b, c, patch, g, patch)
     return x.transpose(0, 3, 2, 4, 1).reshape(b, g, -1)
 
   return jnp.moveaxis(jax.lax.map(row, (jnp.asarray(start), jnp.asarray(table))), 0, 1)
-
-
-def _columns(matrix: np.ndarray, x: Float[Array, "*b x"]) -> Float[Array, "*b w"]:
-  """x @ matrix.T in parts: some columns at a time have few columns to be made of."""
-  parts = []
-  for start in range(0, len(matrix), _WIDE):
-    weight = matrix[start : start + _WIDE]
-    used = np.flatnonzero(weight.any(axis=0))
-    band = slice(used[0], used[-1] + 1)
-    product = jnp.einsum("wx,...x->...w", weight[:, band], x[..., band], precision=_EXACT)
-    parts.append(product)
-  return jnp.concatenate(parts, axis=-1)
 
 
 def _windows(image, y, x, size: Size):
