@@ -1,8 +1,9 @@
 """python -m big_vision_ext.evaluate --workdir D: measures a trained model.
 
 Runs the evaluators of the run's own config on its latest checkpoint, prints a table and writes
-`D/evaluation.json`. `--weights W` measures a file of weights instead, `--evals` and `--config` say
-what to measure, and `--sweep` tells what resolution and looks buy, as `sweep.{json,md,png}`.
+`D/evaluation.json`, as `train` does at its end. `--weights W` measures a file of weights instead,
+`--evals` and `--config` say what to measure, and `--sweep` tells what resolution and looks buy, as
+`sweep.{json,md,png}`.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import console, typed
+from big_vision_ext.core import workdir as workdir_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +187,7 @@ def stored(workdirs: Sequence[str]) -> dict[str, dict[str, float]]:
   """
   columns = {}
   for workdir in workdirs:
-    path = pathlib.Path(workdir) / "evaluation.json"
+    path = pathlib.Path(workdir) / workdir_lib.EVALUATION_FILE
     if not path.is_file():
       raise ValueError(f"{path} does not exist; first run "
                        f"python -m big_vision_ext.evaluate --workdir {workdir}")
@@ -303,8 +305,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = run(subject, evals=evals, changes=changes)
     print(table(results))
     if out:
-      path = pathlib.Path(options.out or pathlib.Path(options.workdir) / "evaluation.json")
-      path.write_text(json.dumps(results, indent=1) + "\n")
+      path = pathlib.Path(
+          options.out or pathlib.Path(options.workdir) / workdir_lib.EVALUATION_FILE)
+      workdir_lib.write_json(path, results)
       print(f"Wrote {path}")
 
   return console.exit_code(command, "--debug" in argv)

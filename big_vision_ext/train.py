@@ -158,11 +158,15 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
     policy.check(step, scalars, feed.passed_over)
 
   def evaluate(step, names):
+    results = {}
     for name in names:
       with console.doing(f"Evaluating {name}"):
         values = evals[name].run(step_lib.evaluated(state))
+      values = {f"{name}/{k}": v for k, v in values.items()}
       if writer:
-        writer.write_scalars(step, {f"{name}/{k}": v for k, v in values.items()})
+        writer.write_scalars(step, values)
+      results |= values
+    return results
 
   def due(step, interval):
     return step == total or bool(interval) and step % interval == 0
@@ -224,7 +228,7 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
         return stop
       pending = None
       with clock.pause(), watchdog.patient(f"evaluating or saving step {step}"):
-        evaluate(step, names)
+        results = evaluate(step, names)
         if save:
           if writer:
             writer.flush()
@@ -240,6 +244,9 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
 
   with watchdog.patient(f"saving step {total}"):
     checkpoints.wait()
+  if evals:
+    # All of them have just run: `evaluate` would find the same.
+    workdir.keep_results({"step": float(total)} | results)
   console.say(f"Done: step {total}, in {workdir.path}")
   console.values(metrics_lib.last_values(workdir.path))
   return exit_codes.COMPLETE

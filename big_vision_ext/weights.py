@@ -23,6 +23,7 @@ from big_vision_ext.convert import npz, ours
 from big_vision_ext.convert.lazy import Lazy, Tensors, of
 from big_vision_ext.core import checkpoint, initial, trees
 from big_vision_ext.core import config as config_lib
+from big_vision_ext.core.workdir import EVALUATION_FILE
 from input_pipeline import input_config, text
 
 # What concerns the training of towers and not what they compute.
@@ -217,7 +218,7 @@ def _about_run(source, step, config, meta) -> dict[str, Any]:
     about["init"] = [{"path": config.init.path, "licence": "unknown"}] if config.init else []
     about["from_scratch"] = not (config.init or config.resume)
   with contextlib.suppress(OSError, ValueError):
-    metrics = json.loads((workdir / "evaluation.json").read_text())
+    metrics = json.loads((workdir / EVALUATION_FILE).read_text())
     if metrics.get("step") == step:
       about["metrics"] = {k: v for k, v in metrics.items() if k != "step"}
   return about

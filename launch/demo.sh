@@ -14,25 +14,23 @@ PICTURES=$RUN/pictures
 
 step() { printf '\n== %s\n' "$1"; }
 
-step "1/5 Sample data: photographs with handwritten digits and printed words ($DATA)"
+step "1/4 Sample data: photographs with handwritten digits and printed words ($DATA)"
 "$PY" -m input_pipeline.build --from sample --out "$DATA"
 
-step "2/5 The baseline: a SigLIP that sees 96 px ($LOWRES)"
+step "2/4 The baseline: a SigLIP that sees 96 px ($LOWRES)"
 "$PY" -m big_vision_ext.train --config "configs/siglip/demo_lowres.py:data=$DATA" \
   --workdir "$LOWRES"
 
-step "3/5 PS3: 96 px, then selected patches of 384 and 768 px, 120 a look ($RUN)"
+step "3/4 PS3: 96 px, then selected patches of 384 and 768 px, 200 a look ($RUN)"
 "$PY" -m big_vision_ext.train --config "configs/ps3/demo.py:data=$DATA" --workdir "$RUN"
 
-step "4/5 Evaluation on canvases, digits and words that were not trained on"
+# Training ends with an evaluation on canvases, digits and words that were not trained on, unless it
+# was interrupted just there.
 for workdir in "$LOWRES" "$RUN"; do
-  # Kept from an earlier time if the run has not gone on since.
-  if [ ! "$workdir/evaluation.json" -nt "$workdir/metrics.jsonl" ]; then
-    "$PY" -m big_vision_ext.evaluate --workdir "$workdir"
-  fi
+  [ -f "$workdir/evaluation.json" ] || "$PY" -m big_vision_ext.evaluate --workdir "$workdir"
 done
 
-step "5/5 Pictures of what it looks at ($PICTURES)"
+step "4/4 Pictures of what it looks at ($PICTURES)"
 "$PY" -m big_vision_ext.encode --workdir "$RUN" --data "$DATA" --split val \
   --index 0 --index 7 --index 21 --region 0 --looks 4 --out "$PICTURES"
 "$PY" -m big_vision_ext.encode --workdir "$RUN" --data "$DATA" --split val --index 7 --looks 4 \

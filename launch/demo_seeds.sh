@@ -16,9 +16,7 @@ for seed in 0 "$@"; do
     workdir=runs/$name$suffix
     "$PY" -m big_vision_ext.train --config "configs/$config.py:data=$DATA" --config.seed="$seed" \
       --workdir "$workdir"
-    if [ ! "$workdir/evaluation.json" -nt "$workdir/metrics.jsonl" ]; then
-      "$PY" -m big_vision_ext.evaluate --workdir "$workdir"
-    fi
+    [ -f "$workdir/evaluation.json" ] || "$PY" -m big_vision_ext.evaluate --workdir "$workdir"
     runs+=("$workdir")
   done
 done

@@ -22,11 +22,14 @@ def workdir(small_sample_data, tmp_path_factory):
 
 @pytest.mark.slow
 def test_evaluate_repeats_what_training_reported_at_its_end(workdir, capsys):
+  kept = json.loads((workdir / "evaluation.json").read_text())
+  (workdir / "evaluation.json").unlink()
   assert evaluate.main(["--workdir", str(workdir)]) == 0
   stored = json.loads((workdir / "evaluation.json").read_text())
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   reported = {k: v for line in lines for k, v in line.items() if k.startswith("regions/")}
   assert reported and stored["regions/regions"] > 15
+  assert kept == pytest.approx(stored, abs=1e-6)
   for name, value in reported.items():
     assert stored[name] == pytest.approx(value, abs=1e-6), name
   assert evaluate.main(["--workdir", str(workdir), "--compare", str(workdir)]) == 0

@@ -56,7 +56,7 @@ def measure(variant: str, resolution: int, base: int, tokens: int, repeats: int,
   if high:
     run = lambda p, x: model.apply(p, x, method="encode_image")["last_hidden"]
   else:
-    run = lambda p, x: model.apply(p, x, method="low")["last"]
+    run = lambda p, x: model.apply(p, x, method="low")["last"][-1]
   start = time.monotonic()
   compiled = programs.compiled(jax.jit(run), params, image)
   compile_seconds = time.monotonic() - start

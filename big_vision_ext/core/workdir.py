@@ -4,16 +4,25 @@ import fcntl
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core.config import Config
 
 CONFIG_FILE = "config.json"
+EVALUATION_FILE = "evaluation.json"
 _LOCK_FILE = ".lock"
 
 
 class WorkdirError(ValueError):
   """A directory that this run cannot have."""
+
+
+def write_json(path: pathlib.Path, content: Mapping) -> None:
+  """Writes a JSON file that, if it is there, is whole."""
+  other = path.with_name(f"{path.name}.tmp")
+  other.write_text(json.dumps(content, indent=1) + "\n")
+  os.replace(other, path)
 
 
 class Workdir:
@@ -55,9 +64,12 @@ class Workdir:
   def claim(self) -> None:
     """Writes the config down, once it has proved to work: a failed start claims nothing."""
     if self._writes:
-      other = self.path / f"{CONFIG_FILE}.tmp"
-      other.write_text(json.dumps(self._config, indent=1) + "\n")
-      os.replace(other, self.path / CONFIG_FILE)
+      write_json(self.path / CONFIG_FILE, self._config)
+
+  def keep_results(self, results: Mapping[str, float]) -> None:
+    """Writes down what evaluators measured, for `evaluate --compare` and the cards of exports."""
+    if self._writes:
+      write_json(self.path / EVALUATION_FILE, results)
 
   def close(self) -> None:
     """Lets go of the directory."""

@@ -7,12 +7,13 @@ softmax in float32.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from big_vision_ext.models import attention, remat
@@ -203,23 +204,31 @@ class Encoder(nn.Module):
     if self.final_norm:
       self.encoder_norm = layer_norm(None, self.ln_eps, **types)
 
-  def __call__(self, x: Float[Array, "b t d"], kv=None, deterministic: bool = True):
+  def __call__(
+    self,
+    x: Float[Array, "b t d"],
+    kv=None,
+    deterministic: bool = True,
+    layers: Sequence[int] | None = None,
+  ):
     """Runs the blocks and the norm.
 
     Args:
       x: tokens.
       kv: `out["kv"]` of an earlier call on other tokens, to stand in front of this call's.
       deterministic: no dropout.
+      layers: the blocks, from 0 and ascending, whose outputs are asked for; None for all. Under
+        scan, what was not asked for is not kept.
 
     Returns:
-      y (b, t, d) after the norm, and out: `blocks`, the raw output of every block, stacked
-      (L, b, t, d) under scan and a list else; `last`, the last of them; `kv`, per layer the keys
-      and values of `x`, (b, t, d) each, with a leading L under scan and in a list else.
+      y (b, t, d) after the norm, and out: `blocks`, the raw output of every block of `layers`,
+      stacked (n, b, t, d) under scan and a list else; `last`, that of the last block; `kv`, unless
+      this call was given some: per layer the keys and values of `x`, (b, t, d) each, with a leading
+      L under scan and in a list else.
     """
 
     def step(block, x, kv):
-      x, own = block(x, kv, deterministic)
-      return x, (x, own)
+      return block(x, kv, deterministic)
 
     if policy := remat.policy(self.remat_policy):
       # A scan's body cannot be merged with its own recomputation, unrolled blocks could be.
@@ -227,23 +236,44 @@ class Encoder(nn.Module):
 
     x = x.astype(self.dtype)
     if self.scan:
-      run = nn.scan(
-        step,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        length=self.depth,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-      )
-      x, (blocks, new_kv) = run(self.encoderblock, x, kv)
+      x, blocks, new_kv = self._scanned(step, x, kv, layers)
     else:
       if kv is not None and len(kv) != self.depth:
         raise ValueError(f"Got keys and values of {len(kv)} layers for depth={self.depth}.")
       blocks, new_kv = [], []
       for i, block in enumerate(self.encoderblock):
-        x, (_, own) = step(block, x, None if kv is None else kv[i])
+        x, own = step(block, x, None if kv is None else kv[i])
         blocks.append(x)
         new_kv.append(own)
+      new_kv = new_kv if kv is None else None
+      blocks = blocks if layers is None else [blocks[i] for i in layers]
     return self.norm(x), {"blocks": blocks, "last": x, "kv": new_kv}
+
+  def _scanned(self, step, x, kv, layers):
+    """All blocks by one program: the last output, the outputs of `layers`, keys and values."""
+    # Where a block's output goes among those asked for; beyond the last of them, if it was not.
+    wanted = () if layers is None else tuple(layers)
+    slots = np.full(self.depth, len(wanted))
+    slots[list(wanted)] = np.arange(len(wanted))
+
+    def keep(block, carry, given):
+      x, kept = carry
+      x, own = step(block, x, given[0])
+      if wanted:
+        kept = kept.at[given[1]].set(x, mode="drop")
+      # Nobody asks for the keys of a look; kept, those of all layers weigh as much as its tokens.
+      return (x, kept), (x if layers is None else None, own if kv is None else None)
+
+    run = nn.scan(
+      keep,
+      variable_axes={"params": 0},
+      split_rngs={"params": True, "dropout": True},
+      length=self.depth,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    kept = jnp.zeros((len(wanted), *x.shape), x.dtype)
+    (x, kept), (blocks, new_kv) = run(self.encoderblock, (x, kept), (kv, jnp.asarray(slots)))
+    return x, kept if blocks is None else blocks, new_kv
 
   def norm(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
     """The final norm alone; the identity if there is none."""

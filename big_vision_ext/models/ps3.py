@@ -82,7 +82,7 @@ class PS3Vision(ps3_stages.PS3Stages):
       extra = {"first_look": first, "later": later}
     else:
       (index,) = selection.take(self.rankings(maps, plan[0], forced=forced), plan)
-      tokens, _ = self.high(image, low["kv"], index, tiles)
+      (tokens,) = self.high(image, low["kv"], index, tiles)
     gt_mask = None if box is None else self._gt_mask(box, image_hw, index)
     pooled_high = self.pool_high(tokens, self._pool_mask(pool_selected, gt_mask))
     pooled = pooled_high
@@ -140,13 +140,13 @@ class PS3Vision(ps3_stages.PS3Stages):
     if num_looks is None and num_tokens is None:
       num_looks = 1
     image_hw = self._image_hw(image)
-    low = self.low(image)
+    low = self.low(image, return_hidden)
     features = self._selection_features(image, low)
     bottomup = self._score(features, self.prior_prompt)
     score = bottomup if prompt is None else self._score(features, prompt)
     limits = dict(num_tokens=num_tokens, only_first_n_scales=only_first_n_scales)
     plan = self.plan(image_hw, num_looks=num_looks, **limits)
-    hidden = list(low["blocks"][-return_hidden:])
+    hidden = low["last"]
     out = self._score_out(score, image_hw) | {"bottomup_score": bottomup}
     out["pooled_low"] = low["pooled"]
     if not plan:
@@ -264,10 +264,7 @@ class PS3Vision(ps3_stages.PS3Stages):
     """A step of `_run` that looks where it is told."""
 
     def step(model, state, index, counts):
-      last, out = model.high(image, kv, index)
-      # Asked for one block's outputs, a scan need not stack those of all.
-      blocks = [last] if return_hidden == 1 else list(out["blocks"][-return_hidden:])
-      return state, (index, blocks)
+      return state, (index, model.high(image, kv, index, num_last=return_hidden))
 
     return step
 

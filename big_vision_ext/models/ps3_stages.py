@@ -135,20 +135,22 @@ class PS3Stages(vit.ViT):
     heads, mlp_dim = self.pool_heads or self.num_heads, self.pool_mlp_dim or self.mlp_dim
     return blocks.MAPHead(heads, mlp_dim, self.act, self.ln_eps, **types)
 
-  def low(self, image: Num[Array, "b y x 3"]) -> dict[str, Any]:
+  def low(self, image: Num[Array, "b y x 3"], num_last: int = 1) -> dict[str, Any]:
     """Stage 1, the whole image squashed to the lowest scale.
 
     Returns:
-      `hidden`, outputs of `select_layers`; `last` (b, g * g, d) before the final norm; `blocks`,
-      outputs of all blocks; `pooled` (b, d); `kv`, keys and values per layer.
+      `hidden`, outputs of `select_layers`; `last`, those of the last `num_last` blocks
+      (b, g * g, d), before the final norm; `pooled` (b, d); `kv`, keys and values per layer.
     """
     self._image_hw(image)
     small = _resize(image, self.scales[0], self.low_antialias)
-    y, out = self.encode(self.embed(self._normalise(small)))
+    select, last = [i % self.depth for i in self.select_layers], self.last_layers(num_last)
+    layers = sorted({*select, *last})
+    y, out = self.encode(self.embed(self._normalise(small)), layers=layers)
+    blocks = dict(zip(layers, out["blocks"]))
     return {
-      "hidden": [out["blocks"][i] for i in self.select_layers],
-      "last": out["last"],
-      "blocks": out["blocks"],
+      "hidden": [blocks[i] for i in select],
+      "last": [blocks[i] for i in last],
       "pooled": self.pool(y),
       "kv": out["kv"],
     }
@@ -176,7 +178,8 @@ class PS3Stages(vit.ViT):
     kv: Any,
     index: Indices,
     tiles: Tiles | None = None,
-  ):
+    num_last: int = 1,
+  ) -> list[Float[Array, "b t d"]]:
     """Stage 3, the patches at raster positions `index[scale]` against the low-resolution keys.
 
     Args:
@@ -185,9 +188,10 @@ class PS3Stages(vit.ViT):
       index: what to look at, with as many rows as `kv`, several in a row for an image if need be.
       tiles: parts of the image at the largest scale, from which that scale's patches are taken;
         `image` is then a smaller view that serves the others.
+      num_last: how many of the last blocks' outputs to give.
 
     Returns:
-      Tokens (b, t, d) before the final norm, scale by scale, and what the encoder gives beside.
+      Outputs of the last blocks (b, t, d), before the final norm, tokens scale by scale.
     """
     sizes = selection.scale_sizes(self.scales, self.patch_size, self._shown_hw(image, tiles))
     tokens = []
@@ -196,8 +200,9 @@ class PS3Stages(vit.ViT):
         of_tiles = tiles if i == len(sizes) - 1 else None
         tokens.append(self._tokens(image, i, size, at, of_tiles))
     x = blocks.constrain(jnp.concatenate(tokens, axis=1), "act_embed")
-    _, out = self.encode(x, kv)
-    return out["last"], out
+    if num_last == 1:
+      return [self.encode(x, kv, layers=())[1]["last"]]
+    return list(self.encode(x, kv, layers=self.last_layers(num_last))[1]["blocks"])
 
   def pool_high(
     self, tokens: Float[Array, "b t d"], mask: Bool[Array, "b t"] | None = None
@@ -210,6 +215,10 @@ class PS3Stages(vit.ViT):
   ) -> Float[Array, "b e"]:
     """Normed tokens -> one vector (b, `out_width`), through the adapter if there is one."""
     return super().pool(self.pool_adapter(y) if self.adapter_hidden else y, mask)
+
+  def last_layers(self, count: int) -> range:
+    """The last `count` blocks, as `blocks.Encoder` numbers them."""
+    return range(max(0, self.depth - count), self.depth)
 
   @property
   def out_width(self) -> int:

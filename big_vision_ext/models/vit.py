@@ -6,7 +6,7 @@ Any aspect ratio: a position table learned on one grid is resized to the grid at
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -226,9 +226,15 @@ class ViT(nn.Module):
     table = jax.image.resize(table, shape, method="cubic", antialias=True)
     return table[:gh, :gw].reshape(gh * gw, self.width)
 
-  def encode(self, tokens: Float[Array, "b t d"], kv=None, deterministic: bool = True):
+  def encode(
+    self,
+    tokens: Float[Array, "b t d"],
+    kv=None,
+    deterministic: bool = True,
+    layers: Sequence[int] | None = None,
+  ):
     """The transformer: see `blocks.Encoder.__call__`."""
-    return self.Transformer(self.drop(tokens, deterministic), kv, deterministic)
+    return self.Transformer(self.drop(tokens, deterministic), kv, deterministic, layers)
 
   def pool(
     self, y: Float[Array, "b t d"], mask: Bool[Array, "b t"] | None = None

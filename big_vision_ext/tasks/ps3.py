@@ -206,7 +206,8 @@ class Task:
     if not num_looks:
       low = self.vision.apply({"params": params["img"]}, batch["image"], method="low")
       hits = geometry.hit_map(batch["box"], size, self.vision.cells).reshape(b, -1)
-      pooled = self.vision.apply({"params": params["img"]}, low["last"], hits, method="pool_high")
+      tokens = low["last"][-1]
+      pooled = self.vision.apply({"params": params["img"]}, tokens, hits, method="pool_high")
       return {"zimg": selection_head.l2_normalize(pooled), "ztxt": ztxt}
     scores = None
     if selection == "random":
