@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole way in one command: environment, sample data, pre-training, evaluation, pictures.
-# Needs Python 3.11 to 3.13, no accelerator; 10 to 20 minutes on two cores. Interrupted anywhere, or
+# Needs Python 3.11 to 3.13, no accelerator; 6 to 20 minutes on two cores. Interrupted anywhere, or
 # run again, it goes on from what is there.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
