@@ -94,10 +94,10 @@ class LookPolicy(nn.Module):
     x = x + selection_head.Linear(self.hidden, ("out", "mlp"), **types, name="whole")(
       overall
     )[:, None, None]
-    x = self._conv("far", nn.gelu(x, approximate=False))
+    x = self._conv("far", blocks.gelu(x))
     zeros = nn.initializers.zeros_init()
     kernel = self.param("out", zeros, (self.hidden, score.shape[1]), self.param_dtype)
-    x = nn.gelu(x, approximate=False).astype(jnp.float32) @ kernel.astype(jnp.float32)
+    x = blocks.gelu(x).astype(jnp.float32) @ kernel.astype(jnp.float32)
     return jnp.moveaxis(x, -1, 1)
 
   def _conv(self, name: str, x: jax.Array) -> jax.Array:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
-from big_vision_ext.models import layouts, vit
+from big_vision_ext.models import blocks, layouts, vit
 from tests.models import vit_reference as ref
 from tests.models.tiny_vit import TINY, apply, assert_close, float64, make
 
@@ -43,6 +44,19 @@ def test_scan_equals_loop_in_values_and_gradients():
   assert_close(scan_out["blocks"], np.stack(out["blocks"]))
   for got, want in zip(scan_out["kv"], zip(*out["kv"])):
     assert_close(got, np.stack(want))
+
+
+@pytest.mark.parametrize("dtype, rounding", [(np.float32, 2e-7), (jnp.bfloat16, 2**-8)])
+def test_exact_gelu_is_x_times_the_normal_distribution(dtype, rounding):
+  x = np.asarray(np.linspace(-9, 9, 5001), dtype)
+  at = np.float64(x)
+  value, slope = jax.vmap(jax.value_and_grad(blocks.gelu))(jnp.asarray(x))
+  assert value.dtype == slope.dtype == dtype
+  want = at * scipy.stats.norm.cdf(at)
+  # One rounding of what is given back, and one of 1 + erf, which the factor x makes larger.
+  np.testing.assert_allclose(np.float64(value), want, rtol=rounding, atol=2e-7 * 9)
+  want = scipy.stats.norm.cdf(at) + at * scipy.stats.norm.pdf(at)
+  np.testing.assert_allclose(np.float64(slope), want, rtol=rounding, atol=1e-6)
 
 
 @pytest.mark.parametrize("layers", [(0, 2), (1,), ()])
