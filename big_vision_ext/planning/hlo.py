@@ -19,6 +19,7 @@ _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _CALLED = re.compile(
   r"(calls|to_apply|body|condition|true_computation|false_computation|called_computations)="
   r"(\{[^}]*\}|%[\w.\-]+)")
+_END = re.compile(r"\}(, execution_thread=.*| *//.*)?$")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
@@ -202,10 +203,10 @@ def parse(text: str) -> Module:
   """Reads the text of a module.
 
   Raises:
-    ValueError: there is no entry computation in it.
+    ValueError: there is no entry computation in it, or an instruction's operand is not found.
   """
   computations, entry, current = {}, "", None
-  for line in text.splitlines():
+  for line in _lines(text):
     if current is None:
       header = _HEADER.match(line)
       if header:
@@ -220,6 +221,11 @@ def parse(text: str) -> Module:
         current[instruction.name] = instruction
   if not entry:
     raise ValueError("this is not the text of an HLO module: it has no ENTRY computation")
+  for name, body in computations.items():
+    for instruction in body.values():
+      if lost := [operand for operand in instruction.operands if operand not in body]:
+        raise ValueError(f"HLO computation {name!r}: {instruction.name} reads {lost[0]!r}, which "
+                         "is not there; the compiler writes something that is not understood here")
   return Module(computations, entry)
 
 
@@ -232,6 +238,19 @@ def backend_config(instruction: Instruction) -> dict:
     return json.JSONDecoder().raw_decode(rest)[0]
   except json.JSONDecodeError:
     return {}
+
+
+def _lines(text: str) -> Iterator[str]:
+  """The lines of a module; what a kernel says of itself may stand in lines of its own."""
+  parts, inside = [], False
+  for line in text.splitlines():
+    more = inside and not line.startswith((" ", "\t")) and not _END.match(line)
+    if not more and parts:
+      yield " ".join(parts)
+      parts = []
+    parts.append(line)
+    inside = not _END.match(line) and (inside or bool(_HEADER.match(line)))
+  yield " ".join(parts)
 
 
 def _instruction(line: str) -> Instruction | None:

@@ -24,9 +24,9 @@ COVERING = (
     ("siglip", 1, "none", False, "8 data"),
     ("siglip", 1, "nothing_saveable", True, "8 fsdp"),
     ("siglip", 2, "nothing_saveable", True, "4 fsdp x 2 tensor"),
-    pytest.param("ps3", 2, "nothing_saveable", False, "8 data", marks=pytest.mark.unseen),
+    ("ps3", 2, "nothing_saveable", False, "8 data"),
     ("ps3", 1, "nothing_saveable", True, "8 fsdp"),
-    pytest.param("ps3", 1, "none", True, "4 fsdp x 2 tensor", marks=pytest.mark.unseen),
+    ("ps3", 1, "none", True, "4 fsdp x 2 tensor"),
 )
 # All 48: BVE_ALL_MESHES=1 bash launch/test.sh --all tests/core/test_topologies.py (an hour).
 ALL = tuple(itertools.product(("siglip", "ps3"), (1, 2), ("none", "nothing_saveable"),
@@ -65,7 +65,6 @@ def test_every_mesh_comes_to_the_losses_and_parameters_of_one_device(
 
 
 @pytest.mark.slow
-@pytest.mark.unseen
 def test_two_processes_of_four_devices_come_to_the_same(tmp_path):
   """Both tasks, whole and accumulated batches, in real processes on this machine."""
   cases = [(t, accum, "nothing_saveable", True) for t in ("siglip", "ps3") for accum in (1, 2)]

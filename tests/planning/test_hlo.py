@@ -63,3 +63,31 @@ def test_the_turns_that_the_compiler_writes_down_are_used():
 def test_what_is_not_hlo_is_refused():
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo.parse("module @jit_step {}")
+
+
+def test_what_a_kernel_says_of_itself_in_lines_of_its_own_ends_no_computation():
+  module = hlo.parse('''HloModule kernels
+
+%body (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %kernel = f32[8]{0} custom-call(%a), frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 384}"
+}}, metadata={op_name="jit(f)/splash"}
+  ROOT %out = f32[8]{0} add(%kernel, %a)
+}, execution_thread="main"
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  ROOT %call = f32[8]{0} call(%x), to_apply=%body
+}
+''')
+  assert list(module.computations["body"]) == ["a", "kernel", "out"]
+  assert module.root("body").name == "out"
+  assert module.computations["body"]["kernel"].op_name == "jit(f)/splash"
+  assert module.times == {"body": 1, "main": 1}
+
+
+def test_text_of_which_something_was_not_understood_is_refused():
+  text = "ENTRY %main (x: f32[8]) -> f32[8] {\n  ROOT %out = f32[8]{0} add(%gone, %gone)\n}\n"
+  with pytest.raises(ValueError, match="'main': out reads 'gone'"):
+    hlo.parse(text)
