@@ -168,14 +168,19 @@ class EncoderBlock(nn.Module):
   def __call__(self, x: Float[Array, "b t d"], kv=None, deterministic: bool = True):
     """Returns the block's output and the keys and values of `x`, each (b, t, d).
 
-    Given `kv` of other tokens, these stand in front of the keys and values of `x`; only `x` asks.
+    Given a pair `kv` of other tokens, these stand in front of the keys and values of `x`; only `x`
+    asks. Given the block's input of those tokens instead, their keys and values are made of it.
     """
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     drop = nn.Dropout(self.dropout)
     x = constrain(x, "act_embed")
-    y = layer_norm("LayerNorm_0", self.ln_eps, **types)(x)
+    norm = layer_norm("LayerNorm_0", self.ln_eps, **types)
+    asking = asked = norm(x)
+    if kv is not None and not isinstance(kv, tuple):
+      asked = jnp.concatenate([norm(constrain(kv, "act_embed")), asked], axis=1)
+      kv = None
     mha = MultiHeadAttention(self.num_heads, **types, name="MultiHeadDotProductAttention_0")
-    y, own = mha(y, y, kv)
+    y, own = mha(asking, asked, kv)
     x = constrain(x + drop(y, deterministic), "act_embed")
     y = layer_norm("LayerNorm_1", self.ln_eps, **types)(x)
     mlp = MlpBlock(self.mlp_dim, self.act, self.dropout, **types, name="MlpBlock_0")
@@ -222,6 +227,7 @@ class Encoder(nn.Module):
     kv=None,
     deterministic: bool = True,
     layers: Sequence[int] | None = None,
+    keep_inputs: bool = False,
   ):
     """Runs the blocks and the norm.
 
@@ -231,16 +237,20 @@ class Encoder(nn.Module):
       deterministic: no dropout.
       layers: the blocks, from 0 and ascending, whose outputs are asked for; None for all. Under
         scan, what was not asked for is not kept.
+      keep_inputs: give the inputs of the blocks instead of keys and values, out of which the next
+        call makes these again: half the memory for them and for their gradients.
 
     Returns:
       y (b, t, d) after the norm, and out: `blocks`, the raw output of every block of `layers`,
       stacked (n, b, t, d) under scan and a list else; `last`, that of the last block; `kv`, unless
-      this call was given some: per layer the keys and values of `x`, (b, t, d) each, with a leading
-      L under scan and in a list else.
+      this call was given some: per layer the keys and values of `x`, or the input of the block,
+      (b, t, d) each, with a leading L under scan and in a list else.
     """
 
     def step(block, x, kv):
-      return block(x, kv, deterministic)
+      y, own = block(x, kv, deterministic)
+      # Nobody asks for the keys of a look; kept, those of all layers weigh as much as its tokens.
+      return y, None if kv is not None else x if keep_inputs else own
 
     if policy := remat.policy(self.remat_policy):
       # A scan's body cannot be merged with its own recomputation, unrolled blocks could be.
@@ -273,8 +283,7 @@ class Encoder(nn.Module):
       x, own = step(block, x, given[0])
       if wanted:
         kept = kept.at[given[1]].set(x, mode="drop")
-      # Nobody asks for the keys of a look; kept, those of all layers weigh as much as its tokens.
-      return (x, kept), (x if layers is None else None, own if kv is None else None)
+      return (x, kept), (x if layers is None else None, own)
 
     run = nn.scan(
       keep,

@@ -60,7 +60,9 @@ class PS3Vision(ps3_stages.PS3Stages):
       after it.
     """
     image_hw = self._shown_hw(image, tiles)
-    low = self.low(image)
+    # Where blocks are recomputed to save memory, so are the keys that a look asks: a thirtieth more
+    # work for So400m at 4K.
+    low = self.low(image, keep_inputs=self.remat_policy != "none")
     features = self._selection_features(image, low)
     bottomup = self._score(features, self.prior_prompt)
     given = [x.shape[0] for x in (prompt, box) if x is not None]

@@ -135,18 +135,23 @@ class PS3Stages(vit.ViT):
     heads, mlp_dim = self.pool_heads or self.num_heads, self.pool_mlp_dim or self.mlp_dim
     return blocks.MAPHead(heads, mlp_dim, self.act, self.ln_eps, **types)
 
-  def low(self, image: Num[Array, "b y x 3"], num_last: int = 1) -> dict[str, Any]:
+  def low(
+    self, image: Num[Array, "b y x 3"], num_last: int = 1, keep_inputs: bool = False
+  ) -> dict[str, Any]:
     """Stage 1, the whole image squashed to the lowest scale.
 
     Returns:
       `hidden`, outputs of `select_layers`; `last`, those of the last `num_last` blocks
-      (b, g * g, d), before the final norm; `pooled` (b, d); `kv`, keys and values per layer.
+      (b, g * g, d), before the final norm; `pooled` (b, d); `kv`, keys and values per layer, or
+      with `keep_inputs` what they are made of, see `blocks.Encoder.__call__`.
     """
     self._image_hw(image)
     small = _resize(image, self.scales[0], self.low_antialias)
     select, last = [i % self.depth for i in self.select_layers], self.last_layers(num_last)
     layers = sorted({*select, *last})
-    y, out = self.encode(self.embed(self._normalise(small)), layers=layers)
+    y, out = self.encode(
+      self.embed(self._normalise(small)), layers=layers, keep_inputs=keep_inputs
+    )
     blocks = dict(zip(layers, out["blocks"]))
     return {
       "hidden": [blocks[i] for i in select],

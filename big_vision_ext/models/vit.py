@@ -6,7 +6,7 @@ Any aspect ratio: a position table learned on one grid is resized to the grid at
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -231,10 +231,10 @@ class ViT(nn.Module):
     tokens: Float[Array, "b t d"],
     kv=None,
     deterministic: bool = True,
-    layers: Sequence[int] | None = None,
+    **kwargs,
   ):
     """The transformer: see `blocks.Encoder.__call__`."""
-    return self.Transformer(self.drop(tokens, deterministic), kv, deterministic, layers)
+    return self.Transformer(self.drop(tokens, deterministic), kv, deterministic, **kwargs)
 
   def pool(
     self, y: Float[Array, "b t d"], mask: Bool[Array, "b t"] | None = None

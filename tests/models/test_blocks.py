@@ -130,6 +130,33 @@ def test_queries_of_some_tokens_over_cached_ones_equal_full_attention_of_those_r
 
 
 @pytest.mark.parametrize("scan", [False, True])
+def test_keys_made_again_from_block_inputs_are_those_that_were_kept(scan):
+  model, params, _ = make(scan=scan)
+  rng = np.random.default_rng(8)
+  low, high = (rng.standard_normal((2, n, 24)).astype(np.float32) for n in (5, 4))
+
+  def run(keep_inputs, policy):
+    chosen = model.clone(remat_policy=policy)
+
+    def loss(params, low):
+      encode = lambda *x, **kw: chosen.apply({"params": params}, *x, method="encode", **kw)
+      _, first = encode(low, keep_inputs=keep_inputs)
+      y, out = encode(high, first["kv"])
+      assert out["kv"] is None
+      return jnp.sum(y**2), first["kv"]
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, low)
+
+  (value, kv), grads = run(False, "none")
+  for policy in ("none", "nothing_saveable"):
+    (again, inputs), again_grads = run(True, policy)
+    assert sum(x.size for x in jax.tree.leaves(inputs)) * 2 == sum(
+      x.size for x in jax.tree.leaves(kv)
+    )
+    assert_close((again, again_grads), (value, grads))
+
+
+@pytest.mark.parametrize("scan", [False, True])
 def test_each_layer_takes_the_cache_of_its_own_layer_low_first(scan):
   model, params, _ = make(scan=scan)
   rng = np.random.default_rng(3)
