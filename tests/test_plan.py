@@ -40,7 +40,6 @@ def _run(*argv):
 
 
 @pytest.mark.slow
-@pytest.mark.unseen
 def test_an_error_is_one_line_on_stderr(tmp_path):
   done = _run("--config", CONFIG, "--topology", "v5e:everything")
   assert done.returncode == 2 and done.stderr.startswith("error: --topology v5e:everything")
@@ -48,7 +47,6 @@ def test_an_error_is_one_line_on_stderr(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.unseen
 @needs_compiler
 def test_a_tiny_config_is_planned_for_four_chips(tmp_path):
   out, program = tmp_path / "plan.json", tmp_path / "step.hlo"
@@ -68,7 +66,6 @@ def test_a_tiny_config_is_planned_for_four_chips(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.unseen
 @needs_compiler
 def test_a_batch_that_does_not_fit_is_refused_with_the_largest_arrays(tmp_path):
   out = tmp_path / "plan.json"

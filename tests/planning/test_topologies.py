@@ -64,7 +64,6 @@ def test_a_group_over_slices_is_told():
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs requirements-tpu.txt")
 @pytest.mark.slow
-@pytest.mark.unseen
 @pytest.mark.parametrize("name, slices, shape, chips", [
   ("v4:2x2x1", 1, (2, 2, 1), 4), ("v5e:4x4", 1, (4, 4), 16), ("v5e:2x2", 2, (2, 2), 8),
   ("v5p:2x2x1", 1, (2, 2, 1), 4), ("v6e:2x2", 1, (2, 2), 4), ("tpu7x:2x2x1", 1, (2, 2, 1), 8)])
