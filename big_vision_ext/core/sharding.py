@@ -128,12 +128,18 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> jax.sh
   slices = count_slices(devices)
   auto = (AxisType.Auto,) * len(AXES)
   if slices == 1:
-    return jax.make_mesh(tuple(shape), AXES, axis_types=auto, devices=devices)
+    try:
+      return jax.make_mesh(tuple(shape), AXES, axis_types=auto, devices=devices)
+    except NotImplementedError:
+      # No product of whole sides of the torus, as 128 chips of 8 x 8 x 8: a side is cut in two.
+      grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+      return jax.sharding.Mesh(grid, AXES, axis_types=auto)
   if shape[0] % slices:
     raise ShardingError(f"config.mesh ({said}): data={shape[0]} must be a multiple of the "
                         f"{slices} slices")
   grid = mesh_utils.create_hybrid_device_mesh(
-      (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices=devices)
+      (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices=devices,
+      allow_split_physical_axes=True)
   return jax.sharding.Mesh(grid, AXES, axis_types=auto)
 
 

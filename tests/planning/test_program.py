@@ -4,9 +4,11 @@ import importlib.util
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 
 from big_vision_ext.core import config as config_lib
+from big_vision_ext.core import sharding
 from big_vision_ext.planning import program, topologies
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -14,7 +16,26 @@ CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/*/*.
                  if p.stem not in ("__init__", "common"))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs requirements-tpu.txt")
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs requirements-tpu.txt")
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("name, slices, chips", [("v5p:8x8x8", 1, 512), ("v5p:8x8x8", 2, 1024)])
+def test_an_axis_may_take_a_part_of_a_side_of_the_torus(name, slices, chips):
+  topologies.set_up_environment()
+  devices = topologies.describe(name, slices).devices
+  mesh = sharding.make_mesh(config_lib.Mesh(data=-1, fsdp=-1, max_fsdp=128), devices)
+  assert dict(mesh.shape) == {"data": chips // 128, "fsdp": 128, "tensor": 1}
+  assert len(set(mesh.devices.flat)) == chips
+  # Those that gather parameters from each other are neighbours: they fill a box of the torus.
+  for row in mesh.devices[:, :, 0]:
+    spread = np.ptp([d.coords for d in row], axis=0) + 1
+    assert spread.prod() == 128 and len({getattr(d, "slice_index", 0) for d in row}) == 1
+
+
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS)
 def test_every_shipped_config_is_laid_out_and_traced_for_a_pod(path):
