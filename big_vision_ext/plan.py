@@ -4,7 +4,7 @@
 
 Compiles the training step that `train` would run, for a pod that is not there: memory of each chip,
 what is sent between them, and how long the chip's peaks let a step take at best. No data and no
-TPU are needed, only the compiler, in the package libtpu. Takes a few minutes for a large model; a
+TPU are needed, only the compiler, in the package libtpu. Takes 5 to 20 minutes for a large model; a
 program that does not fit fails sooner. `planning/roofline.py` says what the times mean.
 
 Exit codes: 0 it fits, 1 it does not, 2 an error (one line on stderr; `--debug` shows where).

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compiles the published configs for pods, no TPU needed, and prints the README's table:
 # `bash launch/plan_targets.sh [names]`. Plans go to runs/plans/NAME.json; one that is there is not
-# made again. Each takes some four minutes of one core and 2 to 3 GB.
+# made again. Each takes 5 to 20 minutes of one core and 2 to 4 GB.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 setup_env

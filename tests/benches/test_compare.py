@@ -60,7 +60,6 @@ def test_a_process_that_fails_is_an_error_with_what_it_said():
 
 
 @pytest.mark.slow
-@pytest.mark.unseen
 @pytest.mark.oracle
 def test_both_sides_of_bench_ps3_compute_the_same(tmp_path):
   file = tmp_path / "rows.json"
@@ -75,7 +74,6 @@ def test_both_sides_of_bench_ps3_compute_the_same(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.unseen
 @pytest.mark.oracle
 def test_both_sides_of_bench_siglip_compute_the_same(tmp_path):
   file = tmp_path / "rows.json"
