@@ -135,23 +135,19 @@ class PS3Stages(vit.ViT):
     heads, mlp_dim = self.pool_heads or self.num_heads, self.pool_mlp_dim or self.mlp_dim
     return blocks.MAPHead(heads, mlp_dim, self.act, self.ln_eps, **types)
 
-  def low(
-    self, image: Num[Array, "b y x 3"], num_last: int = 1, keep_inputs: bool = False
-  ) -> dict[str, Any]:
+  def low(self, image: Num[Array, "b y x 3"], num_last: int = 1, keep_inputs: bool = False):
     """Stage 1, the whole image squashed to the lowest scale.
 
     Returns:
-      `hidden`, outputs of `select_layers`; `last`, those of the last `num_last` blocks
-      (b, g * g, d), before the final norm; `pooled` (b, d); `kv`, keys and values per layer, or
-      with `keep_inputs` what they are made of, see `blocks.Encoder.__call__`.
+      `hidden`, outputs of `select_layers`; `last`, of the last `num_last` blocks (b, g * g, d),
+      before the final norm; `pooled` (b, d); `kv` for `high`, see `blocks.Encoder.__call__`.
     """
     self._image_hw(image)
     small = _resize(image, self.scales[0], self.low_antialias)
     select, last = [i % self.depth for i in self.select_layers], self.last_layers(num_last)
     layers = sorted({*select, *last})
-    y, out = self.encode(
-      self.embed(self._normalise(small)), layers=layers, keep_inputs=keep_inputs
-    )
+    tokens = self.embed(self._normalise(small))
+    y, out = self.encode(tokens, layers=layers, keep_inputs=keep_inputs)
     blocks = dict(zip(layers, out["blocks"]))
     return {
       "hidden": [blocks[i] for i in select],
@@ -189,7 +185,7 @@ class PS3Stages(vit.ViT):
 
     Args:
       image: the whole image.
-      kv: keys and values of the low-resolution pass.
+      kv: keys and values of the low-resolution pass, or what they are made of.
       index: what to look at, with as many rows as `kv`, several in a row for an image if need be.
       tiles: parts of the image at the largest scale, from which that scale's patches are taken;
         `image` is then a smaller view that serves the others.

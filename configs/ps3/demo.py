@@ -10,7 +10,7 @@ released selection loss), with sizes and rates for two cores. Four captions shar
 the paper has one: a step then takes half the time. The selection loss counts three times, since
 everything is learned from scratch here, where the paper starts from SigLIP.
 
-Expected: see "Does the method work here?" in the README; 5 to 10 minutes on two cores with Python
+Expected: see "Does the method work here?" in the README; 5 to 12 minutes on two cores with Python
 3.12. `:runlocal` is a smoke run of 2 steps.
 """
 
