@@ -8,10 +8,10 @@ setup_env
 cd "$ROOT"
 select=(-m "not slow")
 if [ "${1:-}" = "--all" ]; then
-  select=(-m "not unseen")
+  select=()
   shift
   add_tpu_compiler
 fi
 # Files of tests side by side, as many as there are cores, up to four: each holds a few GB.
 workers=$(( $(nproc) < 4 ? $(nproc) : 4 ))
-exec "$PY" -m pytest -n "$workers" --dist loadfile "${select[@]}" "$@"
+exec "$PY" -m pytest -n "$workers" --dist loadfile ${select[@]+"${select[@]}"} "$@"

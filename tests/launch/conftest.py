@@ -39,9 +39,10 @@ for step in range(done + 1, options.steps + 1):
   while options.hold and step == 3 and not (options.workdir / "go").exists():
     time.sleep(0.02)
   if first:
-    # Whole or not at all: it may be killed at any moment.
-    file.with_suffix(".tmp").write_text(str(step))
-    os.replace(file.with_suffix(".tmp"), file)
+    # Whole or not at all: it may be killed at any moment. Each slice has a first host.
+    part = file.with_suffix(f".{os.environ['HOSTNAME']}")
+    part.write_text(str(step))
+    os.replace(part, file)
   print(f"step {step}", flush=True)
 if count < len(codes):
   sys.exit(codes[count])

@@ -157,8 +157,6 @@ def test_lack_of_capacity_is_tried_a_stated_number_of_times(launch, cloud):
   assert len(cloud.calls("queued-resources create")) == 2
 
 
-# Failed once in nine runs, on a loaded machine, for a reason not found yet.
-@pytest.mark.unseen
 def test_a_slice_that_does_not_come_up_beside_others_is_asked_for_anew_with_them(launch, cloud):
   cloud.script(create=[{"nodes": {"ps3-1": ["CREATING", "TERMINATED"]}}, {}])
   code, text = launch("--slices=2", size="v5e-8")
