@@ -42,6 +42,8 @@ class ExampleMaker:
     size, length, boxes = self._config.image_size, self._config.text_len, self._config.max_boxes
     count, side = self._config.tiles, self._config.tile_size
     tiled = {}
+    if not self._config.captions and not whole:
+      return {"image": images.empty((rows, size, size, 3))}
     if count and not whole:
       size = self._config.view_size
       tiled["tiles"] = images.empty((rows, count, side, side, 3))
@@ -82,13 +84,16 @@ class ExampleMaker:
     Raises:
       CaptionError, ImageError: the record cannot be used.
     """
-    config, drawn = self._config, self.draw(sample, rng, where)
-    size = sample.width, sample.height
-    shape = {"scale": config.crop_scale, "ratio": config.crop_ratio}
+    config = self._config
+    size, shape = (sample.width, sample.height), self._crop_shape
     least = transforms.least_decoded_size(*size, config.image_size, **shape)
     picture = pictures.of(
       sample, where, least, lambda part, decode: self._cache.get((key, part), decode)
     )
+    if not config.captions:
+      self._write_picture(batch, row, picture, transforms.random_crop(rng, *size, **shape), rng)
+      return
+    drawn = self.draw(sample, rng, where)
     captions = [(drawn.region, drawn.caption)]
     if config.captions_per_image > 1:
       captions += self._draw_more(sample, drawn, rng, where)
@@ -96,19 +101,48 @@ class ExampleMaker:
       at = row if len(captions) == 1 else (row, i)
       self._write_caption(batch, at, sample, region, drawn.crop, caption)
     self._write_boxes(batch, row, sample, [region for region, _ in captions], drawn.crop)
-    x, y, w, h = drawn.crop
-    side = config.view_size if config.tiles else config.image_size
-    picture.region((x, y, x + w, y + h), (side, side), config.resize, batch["image"][row])
+    mirrored = self._write_picture(batch, row, picture, drawn.crop, rng)
     if config.tiles:
       self._write_tiles(batch, row, picture, drawn.crop, rng)
+    if mirrored:
+      self._mirror_boxes(batch, row)
+
+  @property
+  def _crop_shape(self) -> dict[str, Any]:
+    return {"scale": self._config.crop_scale, "ratio": self._config.crop_ratio}
+
+  def _write_picture(
+    self,
+    batch: dict[str, np.ndarray],
+    row: int,
+    picture: pictures.Picture,
+    crop: transforms.Crop,
+    rng: np.random.Generator,
+  ) -> bool:
+    """Fills in the crop, perhaps mirrored; returns whether it is."""
+    x, y, w, h = crop
+    side = self._config.view_size if self._config.tiles else self._config.image_size
+    out = batch["image"][row]
+    picture.region((x, y, x + w, y + h), (side, side), self._config.resize, out)
+    # Nothing is drawn where nothing is mirrored: the stream of other configs stays as it is.
+    mirrored = self._config.flip and bool(rng.random() < 0.5)
+    if mirrored:
+      out[:] = out[:, ::-1].copy()
+    return mirrored
+
+  def _mirror_boxes(self, batch: dict[str, np.ndarray], row: int) -> None:
+    side = self._config.image_size
+    batch["box"][row][..., [0, 2]] = side - batch["box"][row][..., [2, 0]]
+    if self._config.max_boxes:
+      boxes = batch["boxes"][row, : batch["num_boxes"][row]]
+      boxes[:, [0, 2]] = side - boxes[:, [2, 0]]
 
   def draw(self, sample: records.Sample, rng: np.random.Generator, where: str) -> Draw:
     """Chooses region, caption and crop; raises CaptionError where there is nothing to say."""
     config = self._config
     region = transforms.choose_region(sample, rng, global_share=config.global_share)
     caption = self._draw_caption(sample, region, rng, where)
-    shape = {"scale": config.crop_scale, "ratio": config.crop_ratio}
-    size = sample.width, sample.height
+    size, shape = (sample.width, sample.height), self._crop_shape
     if region is None:
       crop = transforms.random_crop(rng, *size, **shape)
     else:

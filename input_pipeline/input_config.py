@@ -38,6 +38,9 @@ class InputConfig:
     captions_per_image: train on so many captions of each image, of other regions or of the whole:
       decoding, the crop and the low resolution serve all of them. Above 1, "text", "box" and
       "is_global" of a batch have an axis for them; evaluation has one caption a row.
+    captions: False trains on pictures alone: no record needs a caption, every crop is of the whole
+      image, and batches carry "image" only.
+    flip: mirror half of the training images, with their boxes.
     max_boxes: ship up to so many boxes of the image beside the chosen one; 0 ships none.
     threads: batches made at the same time in a process (0: in the caller's thread).
     workers: processes to make batches in, each with `threads` threads; 0 for none.
@@ -61,6 +64,8 @@ class InputConfig:
   tile_size: int = 140
   view_size: int = 1512
   captions_per_image: int = 1
+  captions: bool = True
+  flip: bool = False
   max_boxes: int = 0
   threads: int = 2
   workers: int = 0
@@ -94,7 +99,7 @@ class InputConfig:
           f"input.{name} is {pair!r}, expected two numbers (least, greatest) above 0"
           + ("." if high == math.inf else f" and up to {high:g}.")
         )
-    for name in ("canonicalize", "sentence_sampling"):
+    for name in ("canonicalize", "sentence_sampling", "captions", "flip"):
       if not isinstance(getattr(self, name), bool):
         raise InputError(f"input.{name} is {getattr(self, name)!r}, expected True or False.")
     if self.resize not in images.RESIZE_METHODS:
@@ -111,6 +116,12 @@ class InputConfig:
       raise InputError(
         f"input.captions_per_image is {self.captions_per_image} with input.tiles={self.tiles}: "
         "tiles are those around one caption's region. Set one of them to its default, 1 and 0."
+      )
+    if self.flip or not self.captions:
+      raise InputError(
+        f"input.tiles is {self.tiles} with flip={self.flip}, captions={self.captions}: tiles are "
+        "those around a caption's region, as it lies. Set input.tiles=0, or these two to their "
+        "defaults, False and True."
       )
     if self.image_size % self.tile_size:
       raise InputError(

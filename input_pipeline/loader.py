@@ -41,6 +41,7 @@ _ITEMS = {
   "regions": "regions",
   "images": "images with a global caption",
   "labelled": "images with a class label",
+  "all": "images",
 }
 # How many other records are tried for a position whose own cannot be used.
 _TRIES = 20
@@ -93,7 +94,7 @@ def eval_stream(
   config: InputConfig,
   *,
   batch_size: int,
-  items: Literal["regions", "images", "labelled"] = "regions",
+  items: Literal["regions", "images", "labelled", "all"] = "regions",
   process_index: int = 0,
   process_count: int = 1,
   rows: Sequence[int] | None = None,
@@ -108,8 +109,8 @@ def eval_stream(
   Args:
     config: what to read; mixture weights are ignored, each data set is gone through once.
     batch_size: rows of the global batch.
-    items: "regions" (is_global False), or those with a caption of the whole ("images") or with a
-      class ("labelled"), whose box is the whole image. Which class it is, and further captions,
+    items: "regions" (is_global False), or those with a caption of the whole ("images"), with a
+      class ("labelled") or of any kind ("all"), whose box is the whole image. Which class it is, and further captions,
       `contents.of_config` says.
     process_index, process_count, rows: as for train_stream.
 
@@ -291,7 +292,8 @@ def _rows_of(entry: contents.Entry, items: str) -> Sequence[int | None]:
   """Returns the regions of a record to show; None stands for the whole."""
   if items == "regions":
     return range(entry.regions)
-  return [None] if (entry.captions if items == "images" else entry.label is not None) else []
+  shown = {"images": bool(entry.captions), "labelled": entry.label is not None, "all": True}
+  return [None] if shown[items] else []
 
 
 def _rows(

@@ -90,6 +90,38 @@ def vit(
   return total + vectors * _chain([width, *sizes])
 
 
+def mae(
+  *,
+  visible: int,
+  targets: int,
+  num_cls: int,
+  width: int,
+  depth: int,
+  mlp_dim: int,
+  patch_size: int,
+  decoder: str,
+  decoder_width: int,
+  decoder_depth: int,
+  decoder_mlp_dim: int,
+) -> int:
+  """A masked autoencoder on one image: `visible` patches encoded, `targets` predicted.
+
+  Patches that are not seen are not embedded. `decoder` is "self" or "cross"; the latter mixes the
+  outputs of all encoder blocks, which counts as a product.
+  """
+  seen, e = visible + num_cls, decoder_width
+  total = patches(visible, width, patch_size) + depth * block(seen, width, mlp_dim)
+  pred = 2 * targets * e * 3 * patch_size**2
+  if decoder == "self":
+    total += 2 * seen * width * e + decoder_depth * block(seen + targets, e, decoder_mlp_dim)
+    # The prediction is made of the visible patches as well, but nobody reads it: not counted.
+    return total + pred
+  cross = 4 * targets * e**2 + 4 * seen * width * e + 4 * targets * seen * e
+  mlp = 4 * targets * e * decoder_mlp_dim
+  mix = 2 * (depth + 1) * seen * width
+  return total + decoder_depth * (cross + mlp + mix) + pred
+
+
 def text(
   *,
   text_len: int,

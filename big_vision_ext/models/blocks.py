@@ -7,6 +7,7 @@ softmax in float32.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,10 +95,27 @@ class Projection(nn.Module):
     return y + bias.astype(self.dtype)
 
 
+def _xavier_fused(in_axis, out_axis):
+  """Xavier's uniform bound of a matrix three times as wide: queries, keys and values as one."""
+  del out_axis
+
+  def init(key, shape, dtype=jnp.float32):
+    fan_in = math.prod(shape[axis] for axis in in_axis)
+    bound = math.sqrt(6 / (fan_in + 3 * math.prod(shape) / fan_in))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
 class MultiHeadAttention(nn.Module):
-  """Attention of queries `x` over `y`, with optional earlier keys and values in front."""
+  """Attention of queries `x` over `y`, with optional earlier keys and values in front.
+
+  Attributes:
+    fused_qkv_init: draw queries, keys and values as one matrix is drawn.
+  """
 
   num_heads: int
+  fused_qkv_init: bool = False
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -107,8 +125,13 @@ class MultiHeadAttention(nn.Module):
     if d % self.num_heads:
       raise ValueError(f"width={d} does not divide into num_heads={self.num_heads} equal heads.")
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    kernel_init = _xavier_fused if self.fused_qkv_init else nn.initializers.xavier_uniform
     into = functools.partial(
-      Projection, (self.num_heads, d // self.num_heads), ("embed", "heads", "kv"), **types
+      Projection,
+      (self.num_heads, d // self.num_heads),
+      ("embed", "heads", "kv"),
+      kernel_init=kernel_init,
+      **types,
     )
     q = remat.name(constrain(into(name="query")(x), "act_heads"), "qkv")
     k = remat.name(constrain(into(name="key")(y), "act_heads"), "qkv")
@@ -161,6 +184,7 @@ class EncoderBlock(nn.Module):
   act: str = "gelu_tanh"
   ln_eps: float = 1e-6
   dropout: float = 0.0
+  fused_qkv_init: bool = False
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -179,7 +203,9 @@ class EncoderBlock(nn.Module):
     if kv is not None and not isinstance(kv, tuple):
       asked = jnp.concatenate([norm(constrain(kv, "act_embed")), asked], axis=1)
       kv = None
-    mha = MultiHeadAttention(self.num_heads, **types, name="MultiHeadDotProductAttention_0")
+    mha = MultiHeadAttention(
+      self.num_heads, self.fused_qkv_init, **types, name="MultiHeadDotProductAttention_0"
+    )
     y, own = mha(asking, asked, kv)
     x = constrain(x + drop(y, deterministic), "act_embed")
     y = layer_norm("LayerNorm_1", self.ln_eps, **types)(x)
@@ -208,6 +234,7 @@ class Encoder(nn.Module):
   ln_eps: float = 1e-6
   dropout: float = 0.0
   final_norm: bool = True
+  fused_qkv_init: bool = False
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -215,7 +242,14 @@ class Encoder(nn.Module):
     remat.policy(self.remat_policy)  # Raises where it would not be found.
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     block = functools.partial(
-      EncoderBlock, self.num_heads, self.mlp_dim, self.act, self.ln_eps, self.dropout, **types
+      EncoderBlock,
+      self.num_heads,
+      self.mlp_dim,
+      self.act,
+      self.ln_eps,
+      self.dropout,
+      self.fused_qkv_init,
+      **types,
     )
     self.encoderblock = block() if self.scan else [block() for _ in range(self.depth)]
     if self.final_norm:

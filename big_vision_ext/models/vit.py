@@ -36,6 +36,7 @@ _VARIANTS = {
 _POOLS = ("map", "gap", "tok", "none")
 _POSEMBS = ("learn", "sincos2d")
 _POSEMB_FITS = ("resize", "crop")
+_POSEMB_INITS = ("normal", "sincos2d_mae")
 
 
 def variant(name: str) -> dict[str, int]:
@@ -90,6 +91,12 @@ class ViT(nn.Module):
     posemb_type: "learn" or "sincos2d".
     posemb_fit: what a learned table does for another grid: "resize", or "crop" to its upper left
       part (C-RADIO).
+    posemb_init: what a learned table begins as: "normal", or "sincos2d_mae", MAE's fixed positions
+      (which stay as they are if the optimiser freezes them).
+    num_cls: class tokens in front, with `pool_type="tok"`, whose mean is the pooled vector.
+    patch_init: kernel of the patch embedding: "lecun", or "xavier" over all of a patch (MAE).
+    fused_qkv_init: draw queries, keys and values as one matrix: xavier's bound is then smaller by
+      the root of two (MAE, timm).
     rep_size: width of a tanh layer between pooling and head; 0 for none, -1 for `width`.
     num_classes: outputs of a linear head; 0 for none.
     head_zeroinit: whether that head starts at zero.
@@ -107,6 +114,10 @@ class ViT(nn.Module):
   pool_type: str = "map"
   posemb_type: str = "learn"
   posemb_fit: str = "resize"
+  posemb_init: str = "normal"
+  num_cls: int = 1
+  patch_init: str = "lecun"
+  fused_qkv_init: bool = False
   rep_size: int = 0
   num_classes: int = 0
   head_zeroinit: bool = True
@@ -123,17 +134,22 @@ class ViT(nn.Module):
     _one_of("pool_type", self.pool_type, _POOLS)
     _one_of("posemb_type", self.posemb_type, _POSEMBS)
     _one_of("posemb_fit", self.posemb_fit, _POSEMB_FITS)
+    _one_of("posemb_init", self.posemb_init, _POSEMB_INITS)
+    _one_of("patch_init", self.patch_init, ("lecun", "xavier"))
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     lecun = nn.initializers.lecun_normal
     # A convolution whose stride is its size is a product over the pixels of a patch.
     axes = (None, None, None, "embed")
-    self.embedding = Projection((self.width,), axes, contract=3, kernel_init=lecun, **types)
+    init = lecun if self.patch_init == "lecun" else nn.initializers.xavier_uniform
+    self.embedding = Projection((self.width,), axes, contract=3, kernel_init=init, **types)
     if self.posemb_type == "learn":
       h, w = self.posemb_grid
       init = nn.initializers.normal(self.width**-0.5)
+      if self.posemb_init == "sincos2d_mae":
+        init = fixed_positions(h, w, self.width)
       self.pos_embedding = self._vectors("pos_embedding", h * w, init)
     if self.pool_type == "tok":
-      self.cls = self._vectors("cls", 1, nn.initializers.zeros_init())
+      self.cls = self._vectors("cls", self.num_cls, nn.initializers.zeros_init())
     self.Transformer = Encoder(
       self.depth,
       self.mlp_dim,
@@ -144,6 +160,7 @@ class ViT(nn.Module):
       ln_eps=self.ln_eps,
       dropout=self.dropout,
       final_norm=self.final_norm,
+      fused_qkv_init=self.fused_qkv_init,
       **types,
     )
     self.drop = nn.Dropout(self.dropout)
@@ -170,7 +187,7 @@ class ViT(nn.Module):
     """
     y, out = self.encode(self.embed(image), deterministic=deterministic)
     x = out["head_input"] = self.pool(y)
-    out["encoded"] = y[:, 1:] if self.pool_type == "tok" else y
+    out["encoded"] = y[:, self.num_cls :] if self.pool_type == "tok" else y
     if self.rep_size:
       x = out["pre_logits"] = nn.tanh(self.pre_logits(x))
     if self.num_classes:
@@ -191,7 +208,7 @@ class ViT(nn.Module):
     x = self.embed_patches(x.transpose(0, 1, 3, 2, 4, 5).reshape(b, gh * gw, ph, pw, c))
     x = x + self.posemb(gh, gw).astype(x.dtype)
     if self.pool_type == "tok":
-      cls = jnp.broadcast_to(self.cls.astype(x.dtype), (b, 1, self.width))
+      cls = jnp.broadcast_to(self.cls.astype(x.dtype), (b, self.num_cls, self.width))
       x = jnp.concatenate([cls, x], axis=1)
     return x
 
@@ -252,7 +269,7 @@ class ViT(nn.Module):
       weight = (mask | ~mask.any(axis=1, keepdims=True)).astype(jnp.float32)
       weight = weight / weight.sum(axis=1, keepdims=True)
       return jnp.einsum("bt,btd->bd", weight, y.astype(jnp.float32)).astype(y.dtype)
-    return y[:, 0] if self.pool_type == "tok" else y
+    return y[:, : self.num_cls].mean(axis=1) if self.pool_type == "tok" else y
 
   def _vectors(self, name: str, count: int, init):
     init = nn.with_logical_partitioning(init, (None, None, "embed"))
@@ -271,6 +288,31 @@ def sincos2d(gh: int, gw: int, width: int, temperature: float = 10_000.0) -> np.
   omega = temperature ** -np.linspace(0.0, 1.0, width // 4)
   y, x = (np.outer(at.ravel(), omega) for at in (y, x))
   return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1).astype(np.float32)
+
+
+def sincos2d_mae(gh: int, gw: int, width: int) -> np.ndarray:
+  """MAE's fixed positions (gh*gw, width), float32: columns in the first half, rows in the second.
+
+  Each half is [sine | cosine] of place / 10000^(k / (width / 4)). Unlike `sincos2d`, the slowest
+  wave does not quite reach the temperature. Computed in float64 (facebookresearch/mae).
+
+  Raises:
+    ValueError: the width is no multiple of four.
+  """
+  if width % 4:
+    raise ValueError(f"sincos2d_mae positions need a width that is a multiple of 4; got {width}.")
+  y, x = np.mgrid[:gh, :gw].astype(np.float64)
+  omega = 10_000.0 ** -(np.arange(width // 4) / (width / 4))
+  x, y = (np.outer(at.ravel(), omega) for at in (x, y))
+  return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1).astype(np.float32)
+
+
+def fixed_positions(gh: int, gw: int, width: int):
+  """An initialiser of a table (1, gh*gw, width) that gives `sincos2d_mae`."""
+  def init(key, shape, dtype=jnp.float32):
+    del key
+    return jnp.asarray(sincos2d_mae(gh, gw, width), dtype).reshape(shape)
+  return init
 
 
 def _pair(value) -> tuple[int, int]:
