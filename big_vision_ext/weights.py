@@ -77,7 +77,7 @@ def load(source: str | os.PathLike, step: int | None = None) -> Loaded:
     raise convert.ConvertError(
         f"{source}: its arrays are not those of a whole model (a pair of towers, img/ and txt/, or "
         "a PS3 model), which is needed here; as a start of training they are fine (config.init)")
-  if weights.model.get("text") is None:
+  if weights.task == "siglip" and weights.model.get("text") is None:
     raise convert.ConvertError(f"{source}: holds an image tower alone and a pair of towers is "
                                "needed here; as a start of training it is fine (config.init)")
   params = {n: weights.params[n] for n in weights.params}
@@ -102,7 +102,7 @@ def read(source: str | os.PathLike, step: int | None = None) -> convert.Weights:
   settings = config_lib.build(input_config.InputConfig, config.input, "config.input")
   seen = {k: getattr(settings, k) for k in ("image_size", "resize", "tokenizer", "text_len",
                                             "canonicalize")}
-  towers = model if config.task == "siglip" else model["image"]
+  towers = model["image"] if "mean" in model["image"] else model
   seen |= {k: towers[k] for k in ("mean", "std") if k in towers}
   return convert.Weights(params, config.task, model, seen | _token_ids(seen),
                          _about_run(source, step, config, meta))
@@ -118,16 +118,17 @@ def is_run(source: str | os.PathLike) -> bool:
 def describe(task_name: str, model: Mapping[str, Any]) -> dict[str, Any]:
   """`config.model` with the sizes of variants and all defaults of the towers written out."""
   task = tasks.make(task_name, model)
-  if task_name not in ("siglip", "ps3"):
-    raise convert.ConvertError(f"task {task_name!r} has no weight formats; expected 'siglip' or "
-                               "'ps3'")
-  image, words = _fields(task.vision), _fields(task.text)
+  if task_name not in ours.TASKS:
+    raise convert.ConvertError(f"task {task_name!r} has no weight formats; expected one of "
+                               f"{', '.join(ours.TASKS)}")
+  image = _fields(task.vision)
   out = {k: v for k, v in config_lib.to_dict(task.config).items() if k not in _NOT_OF_MODELS}
-  if task_name == "siglip":
+  if task_name != "ps3":
     # The task wants the size; the grid follows from it.
     image.pop("posemb_grid")
     image["image_size"] = task.image_size
-  return {"image": image, "text": words, **out}
+  words = {} if task_name == "mae" else {"text": _fields(task.text)}
+  return {"image": image, **words, **out}
 
 
 def init_params(init: config_lib.Init, params: Any, shardings: Any) -> tuple[Any, dict[str, Any]]:

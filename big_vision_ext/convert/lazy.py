@@ -70,13 +70,19 @@ class Lazy:
     """`count` equal parts along an axis."""
     if self.shape[axis] % count:
       raise ConvertError(f"{self} cannot be cut into {count} equal parts along axis {axis}")
-    size = self.shape[axis] // count
-    shape = [size if a == axis else n for a, n in enumerate(self.shape)]
+    return self.cut([self.shape[axis] // count] * count, axis)
 
-    def part(i):
-      index = (slice(None),) * axis + (slice(i * size, (i + 1) * size),)
+  def cut(self, sizes: Sequence[int], axis: int = 0) -> list["Lazy"]:
+    """Consecutive parts of these sizes along an axis."""
+    if sum(sizes) != self.shape[axis]:
+      raise ConvertError(f"{self} cannot be cut into parts of {list(sizes)} along axis {axis}")
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+
+    def part(start, size):
+      shape = [size if a == axis else n for a, n in enumerate(self.shape)]
+      index = (slice(None),) * axis + (slice(start, start + size),)
       return Lazy(shape, self.dtype, lambda: self.read()[index])
-    return [part(i) for i in range(count)]
+    return [part(start, size) for start, size in zip(starts, sizes)]
 
   def take(self, i: int) -> "Lazy":
     """Element `i` of the first axis."""

@@ -11,6 +11,8 @@ from big_vision_ext.convert.lazy import ConvertError
 
 Shapes = dict[str, tuple[int, ...]]
 
+# Tasks whose weights can be written in some format.
+TASKS = ("siglip", "ps3", "mae")
 # May be absent in a file of a pair of towers: not every library keeps them with the weights.
 OPTIONAL = ("t", "b")
 
@@ -19,7 +21,7 @@ def shapes(task: str, model: Mapping[str, Any]) -> Shapes:
   """All arrays of a model, {name: shape}.
 
   Args:
-    task: "siglip" or "ps3".
+    task: "siglip", "ps3" or "mae".
     model: the task's settings with sizes written out: of `image` width, depth, mlp_dim, num_heads,
       patch_size and posemb_grid or image_size; of `text` the first four, vocab_size, text_len and,
       if it differs from the width of image vectors, out_dim; of PS3 also scales. What has a
@@ -28,9 +30,11 @@ def shapes(task: str, model: Mapping[str, Any]) -> Shapes:
   Raises:
     ConvertError: another task, or a size that is not given.
   """
-  if task not in ("siglip", "ps3"):
-    raise ConvertError(f"task {task!r} has no weight formats; expected 'siglip' or 'ps3'")
+  if task not in TASKS:
+    raise ConvertError(f"task {task!r} has no weight formats; expected one of {', '.join(TASKS)}")
   image = _part(model, "image")
+  if task == "mae":
+    return _masked_autoencoder(image)
   out = _under("img/", image_tower(image))
   if task == "siglip" and "text" in model and model["text"] is None:
     return out
@@ -57,7 +61,7 @@ def image_tower(spec: Mapping[str, Any]) -> Shapes:
     h, w = grid(spec)
     out["pos_embedding"] = (1, h * w, d)
   if pool == "tok":
-    out["cls"] = (1, 1, d)
+    out["cls"] = (1, spec.get("num_cls", 1), d)
   out |= _under("Transformer/", _encoder(spec, spec.get("final_norm", True)))
   if hidden := spec.get("adapter_hidden", 0):
     out |= _under("pool_adapter/", _adapter(d, hidden, spec.get("adapter_depth", 3),
@@ -123,6 +127,36 @@ def _attention(d: int, n: int) -> Shapes:
   for part in ("query", "key", "value"):
     out |= {f"{name}/{part}/kernel": (d, n, d // n), f"{name}/{part}/bias": (n, d // n)}
   return out | {f"{name}/out/kernel": (n, d // n, d), f"{name}/out/bias": (d,)}
+
+
+def _masked_autoencoder(spec: Mapping[str, Any]) -> Shapes:
+  d, e, (h, w) = _get(spec, "width"), spec.get("decoder_width", 512), grid(spec)
+  cls, depth = spec.get("num_cls", 1), spec.get("decoder_depth", 8)
+  sizes = {"width": e, "depth": depth, "mlp_dim": spec.get("decoder_mlp_dim", 2048),
+           "num_heads": spec.get("decoder_heads", 16)}
+  out = image_tower({**spec, "pool_type": "tok"})
+  out |= {"cls_pos_embedding": (1, cls, d), "mask_token": (1, 1, e),
+          "decoder_pos_embedding": (1, h * w, e)}
+  out |= _dense("decoder_pred", e, _pair(_get(spec, "patch_size"))[0] ** 2 * 3)
+  if spec.get("decoder", "self") == "self":
+    out["decoder_cls_pos_embedding"] = (1, cls, e)
+    return out | _dense("decoder_embed", d, e) | _under("Decoder/", _encoder(sizes, True))
+  out |= _under("Decoder/", {"mix": (_get(spec, "depth") + 1, depth), **_norm("norm", e)})
+  for i in range(depth):
+    block = _encoder({**sizes, "depth": 1}, False)
+    attention = _cross_attention(e, d, sizes["num_heads"])
+    mine = {n.removeprefix("encoderblock_0/"): s for n, s in block.items()
+            if "Attention" not in n}
+    out |= _under(f"Decoder/block_{i}/", mine | attention)
+    out |= _under("Decoder/", _norm(f"source_norm_{i}", d))
+  return out
+
+
+def _cross_attention(d: int, source: int, n: int) -> Shapes:
+  out = {}
+  for part, size in (("query", d), ("key", source), ("value", source)):
+    out |= {f"attention/{part}/kernel": (size, n, d // n), f"attention/{part}/bias": (n, d // n)}
+  return out | {"attention/out/kernel": (n, d // n, d), "attention/out/bias": (d,)}
 
 
 def _ps3(spec: Mapping[str, Any]) -> Shapes:

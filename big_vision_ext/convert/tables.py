@@ -66,6 +66,12 @@ def same(ours: str, theirs: str, *, squeeze: int = 0, scalar: bool = False,
   return Rule((ours,), (theirs,), export, lambda ys, shapes: [ys[0].reshape(*shapes[0])], optional)
 
 
+def joined(ours: Sequence[str], theirs: str, axis: int) -> Rule:
+  """Several arrays that are one on their side, one after another along an axis."""
+  return Rule(tuple(ours), (theirs,), lambda xs: [concat(xs, axis)],
+              lambda ys, shapes: ys[0].cut([shape[axis] for shape in shapes], axis))
+
+
 def linear(ours: str, theirs: str) -> list[Rule]:
   """A dense layer: kernel (in, out) <-> weight (out, in), and bias."""
   kernel = Rule((f"{ours}/kernel",), (f"{theirs}.weight",),

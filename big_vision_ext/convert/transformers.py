@@ -1,5 +1,7 @@
 """How does the transformers library keep SigLIP? `SiglipModel` and what is like it, both ways.
 
+(And `ViTMAEForPreTraining`, which `transformers_mae` reads and writes.)
+
 Read are `SiglipModel`, `SiglipVisionModel` with and without `vision_model.` before its names (with
 it until version 4, without since 5), the buffers that versions before 4.31 saved along, and
 `Siglip2Model` (NaFlex), whose patches are rows of numbers. A NaFlex model is read as a model of
@@ -14,7 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from big_vision_ext.convert import Weights, files, siglip, siglip_tokenizer, tables
+from big_vision_ext.convert import (
+  Weights,
+  files,
+  siglip,
+  siglip_tokenizer,
+  tables,
+  transformers_mae,
+)
 from big_vision_ext.convert.lazy import ConvertError, Tensors, of
 from big_vision_ext.convert.tables import Rule
 
@@ -32,6 +41,7 @@ _TEXT = _TOWER | dict(vocab_size=32_000, max_position_embeddings=64)
 _VISION = _TOWER | dict(patch_size=16, image_size=224, num_patches=256)
 _ACTS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 _PAIRS, _VISIONS = ("siglip", "siglip2"), ("siglip_vision_model", "siglip2_vision_model")
+_TYPES = (*_PAIRS, *_VISIONS, transformers_mae.MODEL_TYPE)
 _BUFFERS = (r"(text|vision)_model\.embeddings\.position_ids",)
 _PREFIX = "vision_model."
 
@@ -100,7 +110,7 @@ def detect(path: pathlib.Path) -> bool:
   """Whether a folder, or a file of weights in one, is transformers' SigLIP."""
   path = pathlib.Path(path)
   config = (path if path.is_dir() else path.parent) / "config.json"
-  return config.is_file() and files.read_json(config).get("model_type") in _PAIRS + _VISIONS
+  return config.is_file() and files.read_json(config).get("model_type") in _TYPES
 
 
 def read(path: pathlib.Path) -> Weights:
@@ -112,9 +122,11 @@ def read(path: pathlib.Path) -> Weights:
     raise ConvertError(f"{path}: has no model.safetensors or pytorch_model.bin")
   config = files.read_json(folder / "config.json")
   kind = config.get("model_type")
-  if kind not in _PAIRS + _VISIONS:
+  if kind not in _TYPES:
     raise ConvertError(f"{folder / 'config.json'}: its model_type is {kind!r}, expected one of "
-                       f"{', '.join(_PAIRS + _VISIONS)}")
+                       f"{', '.join(_TYPES)}")
+  if kind == transformers_mae.MODEL_TYPE:
+    return transformers_mae.read(file, config)
   naflex, alone = kind.startswith("siglip2"), kind in _VISIONS
   vision = config if alone else _part(config, "vision_config", folder)
   model = {"image": _image(vision, naflex, folder / "config.json"), "text": None}
@@ -142,6 +154,9 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 5e9, prog
   a text tower without head an identity: the library's always have them.
   """
   del final
+  if weights.task == "mae":
+    transformers_mae.write(out, weights, shard_bytes=shard_bytes, progress=progress)
+    return
   siglip.check(weights, FORMAT)
   model, params = dict(weights.model), Tensors(weights.params)
   for name in ("image", "text"):
@@ -167,6 +182,8 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 5e9, prog
 
 def usage(weights: Weights) -> str:
   """How to load an export, in Markdown."""
+  if weights.task == "mae":
+    return transformers_mae.usage()
   model = "Siglip2Model" if weights.meta.get("model_type") == "siglip2" else "SiglipModel"
   tokenizer, none = siglip_tokenizer.usage(
     weights.input,
