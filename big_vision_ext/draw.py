@@ -1,4 +1,4 @@
-"""What did the model look at? Pictures of selection scores and of the selected patches.
+"""What did the model look at, and what did it make of it? Pictures of selections and predictions.
 
 Everything here takes and gives uint8 NumPy images (h, w, 3); boxes are in pixels of the picture.
 """
@@ -55,6 +55,41 @@ def selection_sheet(image: np.ndarray, features: Mapping[str, np.ndarray], *, na
     legend["annotated box"] = BOX_COLOUR
   title = f"{name}: \"{prompt}\"" if prompt else f"{name} (no prompt: bottom-up)"
   return sheet(panels, title=title, legend=legend)
+
+
+def reconstruction_sheet(image: np.ndarray, drawn: Mapping[str, np.ndarray], *,
+                         name: str) -> np.ndarray:
+  """The sheet of a masked model: image, what was visible, the prediction, where the gaze went.
+
+  Args:
+    image: (h, w, 3) uint8, of any size but the aspect ratio of the image.
+    drawn: `input` and `prediction` (y, x, 3) in 0..255, `hidden` (gy, gx), 1 where predicted,
+      `loss`, and perhaps `scanpath` (t, 2), y and x in 0..1, and `surprise` (gy, gx).
+    name: what it is of.
+  """
+  pixels = lambda key: np.clip(np.round(drawn[key]), 0, 255).astype(np.uint8)
+  shown = 1 - float(np.mean(drawn["hidden"] > 0))
+  panels = {"image": image, f"visible: {shown:.0%}": pixels("input"),
+            f"prediction, loss {float(drawn['loss']):.3f}": pixels("prediction")}
+  if "scanpath" in drawn:
+    panels["scanpath"] = draw_scanpath(image, drawn["scanpath"])
+  if "surprise" in drawn:
+    panels["surprise"] = overlay_score(image, drawn["surprise"])
+  return sheet(panels, title=name)
+
+
+def draw_scanpath(image: np.ndarray, path: np.ndarray) -> np.ndarray:
+  """Marks fixations (t, 2), y and x in 0..1, with their numbers, and the saccades between them."""
+  picture = Image.fromarray(shrink(image, 640) if max(image.shape[:2]) > 640 else np.asarray(
+      Image.fromarray(image).resize([640 * s // max(image.shape[:2]) for s in image.shape[1::-1]],
+                                    Image.NEAREST)))
+  pen = ImageDraw.Draw(picture)
+  at = [(float(x) * picture.width, float(y) * picture.height) for y, x in path]
+  pen.line(at, fill=BOX_COLOUR, width=3)
+  for i, (x, y) in enumerate(at):
+    pen.ellipse([x - 7, y - 7, x + 7, y + 7], outline=_INK, fill=BOX_COLOUR)
+    _tag(pen, (x + 9, y - 8), str(i + 1), picture.size)
+  return np.asarray(picture)
 
 
 def shrink(image: np.ndarray, side: int) -> np.ndarray:

@@ -5,7 +5,8 @@ For every image (and every prompt) DIR gets
 - `NAME.npz`: the features, and what was selected (see below); or with `--format arrayrecord` one
   record among many in `features-NNNNN.arrayrecord`;
 - `NAME.png`: the image, the selection scores as heat maps, and the selected patches outlined in
-  one colour per scale, with the boxes if they are known.
+  one colour per scale, with the boxes if they are known; of a masked model (configs/mim), the
+  image, what was visible of it under one mask, and the prediction of the rest.
 
 Images are files and folders (`--image`, may be repeated) or records of a data set, whose boxes and
 captions are known (`--data DIR --split val --index N`; the caption of `--region` is a prompt).
@@ -24,6 +25,10 @@ from collections.abc import Sequence
 
 from big_vision_ext import aspect, features
 from big_vision_ext.core import console
+
+# Options that models without looks do not have, and what they are if they are not given.
+_OF_LOOKS = {"looks": "1", "tokens": None, "only_first_scales": None, "aspect": "squash",
+             "tokenizer": None, "prompt": [], "prompts": None}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -56,6 +61,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
       "their shape. Default: squash")
   how("--distortion", type=float, default=0.1, help="with --aspect keep: how much an aspect ratio "
       "may change so that fewer sizes have to be compiled; default: 0.1, that is 10 %%")
+  how("--seed", type=int, default=0, help="of masked models: of the mask in pictures; default: 0")
   how("--batch", type=int, default=1, help="images encoded together; default: 1")
   out = parser.add_argument_group("what to write").add_argument
   out("--out", required=True, help="folder to write to")
@@ -89,7 +95,7 @@ def encode(options: argparse.Namespace) -> int:
   """Encodes what the command line names and writes the results; returns the exit code."""
   check(options)
   # Late, so that --help and mistakes in the command need not wait for jax.
-  from big_vision_ext import encode_run, encoding, jobs
+  from big_vision_ext import encode_run, jobs
 
   ignored = 0
   if options.data:
@@ -101,16 +107,32 @@ def encode(options: argparse.Namespace) -> int:
     print(f"files with other endings than images, left out: {ignored}",
           file=sys.stderr)
   console.set_up_logging()
-  encoder = encoding.Encoder(
-      options.workdir or options.weights, step=options.step,
-      num_looks="all" if options.looks == "all" else int(options.looks),
-      num_tokens=options.tokens, only_first_scales=options.only_first_scales,
-      aspect=options.aspect, distortion=options.distortion, batch_size=options.batch,
-      tokenizer=options.tokenizer)
+  encoder = _open(options)
   run = encode_run.Run(
       encoder, options.out, form=options.format, dtype=options.dtype, maps=options.maps,
-      pictures=not options.no_pictures, overwrite=options.overwrite, threads=options.threads)
+      pictures=encoder.has_pictures, overwrite=options.overwrite, threads=options.threads)
   return run(todo)
+
+
+def _open(options: argparse.Namespace):
+  """The model: one that looks around, or one of a vector per image."""
+  from big_vision_ext import embedding, encoding, weights
+
+  source = options.workdir or options.weights
+  loaded = weights.load(source, options.step)
+  pictures = not options.no_pictures
+  if loaded.task_name == "ps3":
+    return encoding.Encoder(
+        loaded, num_looks="all" if options.looks == "all" else int(options.looks),
+        num_tokens=options.tokens, only_first_scales=options.only_first_scales,
+        aspect=options.aspect, distortion=options.distortion, batch_size=options.batch,
+        tokenizer=options.tokenizer, pictures=pictures)
+  for name, plain in _OF_LOOKS.items():
+    if (value := getattr(options, name)) != plain:
+      raise ValueError(f"--{name.replace('_', '-')}={value}: {source} is of task "
+                       f"{loaded.task_name!r}, which encodes whole images and does not look around")
+  return embedding.Embedder(loaded, batch_size=options.batch, seed=options.seed,
+                            pictures=pictures)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from big_vision_ext import aspect as aspect_lib
-from big_vision_ext import draw, encoding, features
+from big_vision_ext import draw, embedding, encoding, features
 from big_vision_ext.jobs import Job, Photo, Source
 from input_pipeline.build import progress
 
@@ -38,7 +38,7 @@ class _Ready:
 class Run:
   """Encodes jobs and writes their outputs to a folder."""
 
-  def __init__(self, encoder: encoding.Encoder, out: str | os.PathLike, *, form: str = "npz",
+  def __init__(self, encoder: encoding.Encoder | embedding.Embedder, out: str | os.PathLike, *, form: str = "npz",
                dtype: str = "float32", maps: bool = False, pictures: bool = True,
                overwrite: bool = False, threads: int = 4):
     """See the options of `encode` of the same names; `form` is its --format.
@@ -152,17 +152,19 @@ class Run:
       self._writes.popleft().result()
 
   def _write(self, job: Job, ready: _Ready, arrays: encoding.Features) -> None:
-    stored = features.arrays_to_write(arrays, self._dtype, self._maps)
     if self._pictures:
-      sheet = draw.selection_sheet(ready.small, arrays, name=job.source.key, prompt=job.prompt,
-                                   boxes=ready.boxes, highlight=job.region)
+      # A model that looks shows where, on the image; others what went through them.
+      sheet = self._encoder.sheet(
+          ready.prepared if ready.small is None else ready.small, arrays, name=job.source.key,
+          prompt=job.prompt, boxes=ready.boxes, highlight=job.region)
       # First the picture: where there are features, there is one.
       with features.replacing(self._picture(job)) as file:
         draw.write_png(sheet, file)
+    stored = features.arrays_to_write(arrays, self._dtype, self._maps)
     self._writer.write(job.name, stored, self._about(job))
     self._meter.advance()
     if self._say_each:
-      print(f"{job.source.key}: {len(arrays['selected_index'])} patches selected -> "
+      print(f"{job.source.key}: {self._encoder.summary(arrays)} -> "
             f"{self._out}/: {job.name}" + (", with a picture" if self._pictures else ""))
 
   def _is_done(self, job: Job) -> bool:

@@ -30,7 +30,7 @@ import ml_dtypes
 import numpy as np
 from jax import export
 
-from big_vision_ext import encoding, features, tasks
+from big_vision_ext import encoding, features, loaded_model, tasks
 from big_vision_ext.core import trees
 from big_vision_ext.models import attention
 
@@ -103,7 +103,7 @@ def export_encoder(
       "preprocessing": {
           "image": f"decode, turn upright, resize to {size[0]} x {size[1]} pixels (height x width) "
                    "without regard to the aspect ratio, uint8 RGB; the program normalises",
-          **encoding.preprocessing(loaded, task)},
+          **loaded_model.preprocessing(loaded, task)},
   }
   out.mkdir(parents=True, exist_ok=True)
   # The description goes first and comes last: with it, and only with it, an artefact is whole.

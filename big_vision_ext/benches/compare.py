@@ -134,7 +134,8 @@ def report(rows: Sequence[Mapping[str, Any]], options: Any) -> None:
 
 
 _COLUMNS: dict[str, Callable[[Any], str]] = {
-    "name": str, "mode": str, "px": str, "dtype": str, "seconds": "{:.2f}".format,
+    "name": str, "mode": str, "px": str, "dtype": str, "visible": str,
+    "seconds": "{:.2f}".format,
     "peer_seconds": "{:.2f}".format, "time_ratio": "{:.2f}".format,
     "floor_ratio": "{:.2f}".format, "cpu_seconds": "{:.1f}".format,
     "cpu_ratio": "{:.2f}".format, "peak_gib": "{:.2f}".format,

@@ -83,7 +83,8 @@ class Task:
           f"{self.num_patches - self.mask.num_visible} are hidden")
     # Now, not in the middle of a trace.
     jax.eval_shape(lambda: self._masks(jax.random.key(0), 1))
-    set_field("outputs", {"image": self.embed_image, "reconstruct": self.reconstruct})
+    set_field("outputs", {"image": self.embed_image, "tokens": self.tokens,
+                          "reconstruct": self.reconstruct})
 
   @property
   def num_patches(self) -> int:
@@ -116,14 +117,23 @@ class Task:
     del train
     image = batch["image"]
     _towers.check_image(image, self.image_size)
-    mask = self._masks(rng, len(image))
+    return self.loss_under(params, image, self._masks(rng, len(image))), {}
+
+  def loss_under(self, params, image, mask: masks.Mask):
+    """The loss with a mask that is given."""
     pred, _ = self.vision.apply({"params": params}, image, mask.visible, mask.target)
-    return mim.masked_mse(pred, self._targets(image, mask.target), mask.weight), {}
+    return mim.masked_mse(pred, self._targets(image, mask.target), mask.weight)
 
   def embed_image(self, params, batch):
     """(b, d): whole images, nothing hidden."""
     _, out = self.vision.apply({"params": params}, batch["image"])
     return out["pooled"] if self.config.pool == "cls" else out["encoded"].mean(axis=1)
+
+  def tokens(self, params, batch):
+    """(b, gy, gx, d): the normed patch tokens of whole images, at their places."""
+    _, out = self.vision.apply({"params": params}, batch["image"])
+    encoded = out["encoded"]
+    return encoded.reshape(len(encoded), *self.vision.posemb_grid, -1)
 
   def reconstruct(self, params, batch, seed: int = 0):
     """What the model makes of images whose masks are a function of `seed` and of each row's index.
@@ -135,8 +145,9 @@ class Task:
       seed: of the masks.
 
     Returns:
-      hidden (b, gy, gx), 1 where a patch was predicted; loss (b,), of each image as in training;
-      prediction (b, y, x, 3), predicted patches in the image's range 0..255, un-normalised with
+      input (b, y, x, 3), the image with grey where it is hidden; hidden (b, gy, gx), 1 where a
+      patch was predicted; loss (b,), of each image as in training; prediction (b, y, x, 3),
+      predicted patches in the image's range 0..255, un-normalised with
       the true patch's own mean and deviation where the model predicts normalised ones, and the
       image itself elsewhere.
     """
@@ -150,14 +161,17 @@ class Task:
     if self.config.norm_pix:
       mean, std = mim.patch_stats(patches.take(raw, mask.target))
       pred = pred * std + mean
-    rows = jnp.arange(len(image))[:, None]
-    whole = patches.unpatchify(
-        raw.at[rows, mask.target].set(pred), self.vision.posemb_grid, self.vision.patch_size)
-    v = self.vision
-    whole = (whole * np.float32(v.std) + np.float32(v.mean)) * 255.0
-    return {"hidden": masks.hidden_map(mask, self.vision.posemb_grid),
-            "loss": jnp.sum(error * mask.weight, 1) / jnp.sum(mask.weight, 1),
-            "prediction": whole}
+    v, rows = self.vision, jnp.arange(len(image))[:, None]
+
+    def painted(values):
+      filled = raw.at[rows, mask.target].set(values)
+      whole = patches.unpatchify(filled, v.posemb_grid, v.patch_size)
+      return (whole * np.float32(v.std) + np.float32(v.mean)) * 255.0
+
+    grey = jnp.tile((0.5 - np.float32(v.mean)) / np.float32(v.std), v.patch_size**2)
+    return {"input": painted(grey), "prediction": painted(pred),
+            "hidden": masks.hidden_map(mask, self.vision.posemb_grid),
+            "loss": jnp.sum(error * mask.weight, 1) / jnp.sum(mask.weight, 1)}
 
   def _masks(self, rng, batch_size: int) -> masks.Mask:
     return self._mask_of(masks.sample_keys(rng, batch_size))

@@ -1,0 +1,32 @@
+"""MAE ViT-H/14 at 224 px: 75 % of the patches are hidden and predicted, normalised one by one.
+
+Smoke run (CPU, a minute; needs the sample data, see the README):
+  python -m big_vision_ext.train \
+    --config configs/mim/mae_h14.py:runlocal,data=data/sample --workdir runs/smoke
+
+On a pod (the same command on every host; `data` is a folder made by `input_pipeline.build`):
+  python -m big_vision_ext.train --distributed --workdir /checkpoints/mae_h14 \
+    --config configs/mim/mae_h14.py:data=/data/imagenet,labels
+
+Source: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", table 8: batch 4,096,
+learning rate 2.4e-3, 800 epochs (1,600 for the released weights: `epochs=1600`), 40 of them
+warm-up. The paper fine-tunes its 1,600-epoch ViT-H to 86.9 % and probes it linearly at 76.6 % on
+ImageNet-1K; no result of this config is claimed.
+"""
+
+from big_vision_ext.core import config as config_lib
+from configs.mim import common
+
+
+def get_config(arg=None):
+  """`arg`: data=DIR, epochs=N, batch=N, labels (evaluate by kNN and few shots), runlocal."""
+  a = config_lib.parse_arg(arg, data="data/imagenet", epochs=800, batch=0, labels=False,
+                           runlocal=False)
+  c = common.masked(
+      a, variant="H/14", image_size=224, mask=dict(family="random", num_visible=64), lr=2.4e-3,
+      batch_size=4096, total_examples=a.epochs * common.IMAGENET,
+      warmup_examples=40 * common.IMAGENET)
+  common.fixed_positions(c)
+  if a.runlocal:
+    common.runlocal(c, a)
+  return c
