@@ -1,4 +1,4 @@
-"""A workdir of a tiny PS3 whose every weight is random: nothing was trained, all of it counts."""
+"""Workdirs of tiny models whose every weight is random: nothing was trained, all of it counts."""
 
 import functools
 
@@ -17,12 +17,17 @@ MODEL = {
     "text": dict(width=32, depth=1, mlp_dim=64, num_heads=2, vocab_size=259, text_len=16),
 }
 INPUT = dict(data="nowhere", image_size=128, text_len=16)
+MAE = {
+    "image": dict(width=24, depth=2, mlp_dim=40, num_heads=3, patch_size=8, image_size=32,
+                  decoder_width=16, decoder_depth=1, decoder_heads=2, decoder_mlp_dim=24),
+    "mask": dict(num_visible=4),
+}
 
 
 @functools.cache
-def params(seed: int = 0):
+def params(seed: int = 0, name: str = "ps3"):
   """Parameters, none at its initial value: norms, biases and residual tables included."""
-  task = tasks.make("ps3", MODEL)
+  task = tasks.make(name, MODEL if name == "ps3" else MAE)
   spec = jax.eval_shape(
       lambda: sharding.unbox(task.init(jax.random.key(0), jax.tree.map(
           lambda s: jnp.zeros(s.shape, s.dtype), task.batch_spec(1)))))
@@ -34,12 +39,14 @@ def params(seed: int = 0):
   return jax.tree_util.tree_map_with_path(fill, spec)
 
 
-def save(workdir, seed: int = 0, step: int = 3):
+def save(workdir, seed: int = 0, step: int = 3, name: str = "ps3"):
   """Writes a checkpoint of these parameters, as training would."""
+  model, settings = (MODEL, INPUT) if name == "ps3" else (
+      MAE, dict(data="nowhere", image_size=32, captions=False))
   checkpoints = checkpoint.Checkpoints(workdir)
-  state = {"params": jax.tree.map(jnp.asarray, params(seed)), "step": jnp.int32(step)}
+  state = {"params": jax.tree.map(jnp.asarray, params(seed, name)), "step": jnp.int32(step)}
   checkpoints.save(step, state, {"config": {
-      "task": "ps3", "total_steps": step, "batch_size": 8, "model": MODEL, "input": INPUT}})
+      "task": name, "total_steps": step, "batch_size": 8, "model": model, "input": settings}})
   checkpoints.wait()
   checkpoints.close()
   return workdir

@@ -1,0 +1,113 @@
+"""Masked autoencoding as a task: masks by seed and place, the same on any mesh, one ratio of sums."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_vision_ext import tasks
+from big_vision_ext.core import sharding, trees, typed
+from big_vision_ext.core.config import Mesh
+from big_vision_ext.objectives import masks, mim
+from tests import tiny_run
+
+
+@functools.cache
+def task(**mask):
+  return tasks.make("mae", tiny_run.MAE | {"mask": tiny_run.MAE["mask"] | mask})
+
+
+def images(n=8, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (n, 32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize("mask", [{}, dict(family="disc"), dict(num_target=3)])
+@pytest.mark.parametrize("mesh", [Mesh(data=8), Mesh(data=2, fsdp=4)])
+def test_loss_and_gradients_are_the_same_on_eight_devices(mask, mesh):
+  t, params, batch = task(**mask), tiny_run.params(name="mae"), {"image": images()}
+  rng = jax.random.key(3)
+  run = jax.value_and_grad(lambda p, b: t.loss(p, b, rng, True)[0])
+  loss, grads = jax.jit(run)(params, batch)
+  m = sharding.make_mesh(mesh, jax.devices()[:8])
+  with sharding.use(m, ()):
+    spread = jax.device_put(batch, sharding.batch_sharding(m))
+    other, others = jax.jit(run)(jax.device_put(params, sharding.replicated(m)), spread)
+  np.testing.assert_allclose(loss, other, rtol=1e-6)
+  want = trees.flatten(grads)
+  largest = max(np.abs(g).max() for g in want.values())
+  for name, g in trees.flatten(others).items():
+    # Sums in another order, in float32.
+    np.testing.assert_allclose(g, want[name], atol=2e-6 * largest, err_msg=name)
+
+
+def test_unequal_numbers_of_targets_weigh_as_many_as_they_are():
+  """A target is worth the same in a sample with many as in one with few, on any device."""
+  rng = np.random.default_rng(0)
+  pred, target = rng.standard_normal((2, 8, 12, 5)).astype(np.float32)
+  weight = (rng.random((8, 12)) < rng.random((8, 1))).astype(np.float32)
+  want = np.sum(((pred - target) ** 2).mean(-1) * weight) / weight.sum()
+  m = sharding.make_mesh(Mesh(data=8), jax.devices()[:8])
+  spread = [jax.device_put(x, sharding.batch_sharding(m)) for x in (pred, target, weight)]
+  np.testing.assert_allclose(jax.jit(mim.masked_mse)(*spread), want, rtol=1e-6)
+
+
+def test_a_samples_mask_is_a_function_of_the_step_and_its_place():
+  t, params = task(), tiny_run.params(name="mae")
+  step = lambda seed, n: jax.random.fold_in(jax.random.key(seed), n)
+  drawn = lambda rng: jax.device_get(t._masks(rng, 8))
+  np.testing.assert_array_equal(drawn(step(0, 5)).visible, drawn(step(0, 5)).visible)
+  assert not np.array_equal(drawn(step(0, 5)).visible, drawn(step(0, 6)).visible)
+  assert len({tuple(row) for row in drawn(step(0, 5)).visible.tolist()}) > 4
+  # The first rows of a larger batch have the masks of a smaller one.
+  np.testing.assert_array_equal(t._masks(step(0, 5), 3).visible, drawn(step(0, 5)).visible[:3])
+  # And the loss is that of the mask.
+  mask = t._masks(step(0, 5), 8)
+  loss = jax.jit(lambda p, x: t.loss(p, {"image": x}, step(0, 5), True)[0])(params, images())
+  np.testing.assert_allclose(
+      jax.jit(lambda p, x: t.loss_under(p, x, mask))(params, images()), loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_the_loss_is_that_of_the_papers_definition(norm_pix):
+  """Counted by hand in float64 from the model's own predictions."""
+  t = tasks.make("mae", tiny_run.MAE | {"norm_pix": norm_pix})
+  params, image = tiny_run.params(name="mae"), images(3)
+  mask = t._masks(jax.random.key(0), 3)
+  pred, _ = t.vision.apply({"params": params}, image, mask.visible, mask.target)
+  pixels = (image / 255.0 - np.array(t.vision.mean)) / np.array(t.vision.std)
+  cut = pixels.reshape(3, 4, 8, 4, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(3, 16, 192)
+  wanted = cut[np.arange(3)[:, None], np.asarray(mask.target)]
+  if norm_pix:
+    wanted = (wanted - wanted.mean(-1, keepdims=True)) / np.sqrt(
+        wanted.var(-1, ddof=1, keepdims=True) + 1e-6)
+  want = np.mean((np.float64(pred) - wanted) ** 2)
+  np.testing.assert_allclose(t.loss_under(params, image, mask), want, rtol=1e-5)
+
+
+def test_every_parameter_but_positions_learns():
+  t, params = task(), tiny_run.params(name="mae")
+  grads = jax.jit(jax.grad(lambda p: t.loss(p, {"image": images()}, jax.random.key(0), True)[0]))(
+      params)
+  idle = [name for name, g in trees.flatten(grads).items() if not np.any(np.asarray(g))]
+  assert idle == []
+
+
+def test_numbers_that_do_not_fit_are_named():
+  with pytest.raises(typed.ConfigError, match="num_target=13: of 16 patches 12 are hidden"):
+    task(num_target=13)
+  with pytest.raises(ValueError, match="num_visible=16 must lie between 1 and 15"):
+    task(num_visible=16)
+  with pytest.raises(ValueError, match="mask family 'disk'"):
+    task(family="disk")
+  with pytest.raises(ValueError, match="image_size=36 is no multiple of patch_size=8"):
+    tasks.make("mae", tiny_run.MAE | {"image": tiny_run.MAE["image"] | {"image_size": 36}})
+
+
+def test_masks_of_a_family_keep_their_number_wherever_the_gaze_is():
+  keys = masks.sample_keys(jax.random.key(0), 6)
+  centre = jnp.array([[0, 0], [0, 1], [1, 1], [0.5, 0.5], [0.31, 0.9], [1, 0]], jnp.float32)
+  mask = masks.make("disc", keys, (4, 4), 5, centre=centre)
+  assert mask.visible.shape == (6, 5)
+  assert len({tuple(row) for row in np.asarray(mask.visible).tolist()}) >= 5
