@@ -157,3 +157,11 @@ def test_rows_of_no_item_have_a_box_and_an_empty_caption(data):
   assert (batch["box"][padding] == [0, 0, SIZE, SIZE]).all()
   assert (batch["text"][padding, 0] == 1).all() and not batch["text"][padding, 1:].any()
   assert not batch["num_boxes"][padding].any() and not batch["boxes"][padding].any()
+
+
+def test_evaluation_of_all_shows_every_image_once_whole(data):
+  samples = _read_val(data)
+  rows = _joined(list(loader.eval_stream(_config(data), batch_size=4, items="all")))
+  n = len(samples)
+  assert rows["image_index"][:n].tolist() == list(range(n)) and rows["mask"].sum() == n
+  assert (rows["box"][:n] == [0, 0, SIZE, SIZE]).all()

@@ -194,3 +194,40 @@ def test_one_caption_an_image_draws_what_it_always_drew(make_sample):
 def test_several_captions_and_tiles_around_one_region_exclude_each_other():
   with pytest.raises(InputError, match="captions_per_image is 2 with input.tiles=4"):
     InputConfig("unused", image_size=1400, view_size=700, tiles=4, captions_per_image=2)
+
+
+def test_without_captions_rows_are_crops_of_the_whole_image_and_need_no_words(make_sample):
+  sample = make_sample(0, regions=2)
+  sample.texts, sample.global_text = [" "] * 2, None
+  config = InputConfig("unused", image_size=16, crop_scale=(0.2, 0.6), captions=False)
+  rows = [_train_row(config, sample, i) for i in range(6)]
+  assert all(set(row) == {"image"} for row in rows)
+  assert len({row["image"].tobytes() for row in rows}) == 6
+  np.testing.assert_array_equal(rows[3]["image"], _train_row(config, sample, 3)["image"])
+
+
+def test_half_of_the_images_are_mirrored_and_their_boxes_with_them(make_sample):
+  sample = make_sample(0, regions=3)
+  plain = InputConfig("unused", image_size=32, max_boxes=3)
+  flipped = dataclasses.replace(plain, flip=True)
+  mirrored = 0
+  for i in range(40):
+    row, other = _train_row(plain, sample, i), _train_row(flipped, sample, i)
+    for key in ("text", "is_global", "num_boxes"):
+      np.testing.assert_array_equal(row[key], other[key])
+    if np.array_equal(row["image"], other["image"]):
+      np.testing.assert_array_equal(row["box"], other["box"])
+      np.testing.assert_array_equal(row["boxes"], other["boxes"])
+      continue
+    mirrored += 1
+    np.testing.assert_array_equal(row["image"][:, :, ::-1], other["image"])
+    n = int(row["num_boxes"][0])
+    for a, b in ((row["box"], other["box"]), (row["boxes"][0, :n], other["boxes"][0, :n])):
+      np.testing.assert_allclose(b[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [32, 0, 32, 0], a, atol=1e-4)
+  assert 10 <= mirrored <= 30
+
+
+@pytest.mark.parametrize("settings", [dict(flip=True), dict(captions=False)])
+def test_tiles_are_of_a_captions_region_as_it_lies(settings):
+  with pytest.raises(InputError, match="input.tiles is 4 with flip=.*, captions="):
+    InputConfig("unused", image_size=280, view_size=280, tile_size=140, tiles=4, **settings)
