@@ -67,7 +67,11 @@ def reconstruction_sheet(image: np.ndarray, drawn: Mapping[str, np.ndarray], *,
       `loss`, and perhaps `scanpath` (t, 2), y and x in 0..1, and `surprise` (gy, gx).
     name: what it is of.
   """
-  pixels = lambda key: np.clip(np.round(drawn[key]), 0, 255).astype(np.uint8)
+  def pixels(key):
+    square = np.clip(np.round(drawn[key]), 0, 255).astype(np.uint8)
+    # The model had every image squashed to a square: back to its shape.
+    return np.asarray(Image.fromarray(square).resize(image.shape[1::-1], Image.NEAREST))
+
   shown = 1 - float(np.mean(drawn["hidden"] > 0))
   panels = {"image": image, f"visible: {shown:.0%}": pixels("input"),
             f"prediction, loss {float(drawn['loss']):.3f}": pixels("prediction")}

@@ -1,4 +1,4 @@
-"""How does a model without looks encode images? One vector each, and what it makes of what is hidden.
+"""How does a model without looks encode images? One vector each, and a picture of its predictions.
 
 `Embedder` serves every task with an output "image"; with an output "reconstruct" (masked models),
 pictures show what was seen, what was predicted of the rest, and where the gaze went.
@@ -33,12 +33,12 @@ class Embedder(LoadedModel):
   Attributes: see `LoadedModel`.
   """
 
-  def __init__(self, source: str | os.PathLike | weights.Loaded, *, step: int | None = None, batch_size: int = 1,
-               seed: int = 0, pictures: bool = True):
+  def __init__(self, source: str | os.PathLike | weights.Loaded, *, step: int | None = None,
+               batch_size: int = 1, seed: int = 0, pictures: bool = True):
     """Loads the weights; nothing is compiled yet.
 
     Args:
-      source: a run's workdir, or weights in any format of `convert`, or what was loaded of them.
+      source: a run's workdir, weights in any format of `convert`, or what was loaded of them.
       step: checkpoint of the workdir to take; default: the latest.
       batch_size: images encoded together.
       seed: of the masks that pictures are drawn with.
@@ -50,8 +50,8 @@ class Embedder(LoadedModel):
     super().__init__(source, step, batch_size, pictures=pictures)
     outputs = self.task.outputs
     if "image" not in outputs:
-      raise ValueError(f"{self.source} holds weights of task {self.task_name!r}, which has no output "
-                       f"'image', only {', '.join(outputs)}")
+      raise ValueError(f"{self.source} holds weights of task {self.task_name!r}, which has no "
+                       f"output 'image', only {', '.join(outputs)}")
     self.sizes = [(self.task.image_size,) * 2]
     self.settings, self.shape = {"seed": seed}, {"aspect": "squash"}
     self._encode = jax.jit(functools.partial(_encode, self.task))

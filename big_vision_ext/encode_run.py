@@ -38,8 +38,8 @@ class _Ready:
 class Run:
   """Encodes jobs and writes their outputs to a folder."""
 
-  def __init__(self, encoder: encoding.Encoder | embedding.Embedder, out: str | os.PathLike, *, form: str = "npz",
-               dtype: str = "float32", maps: bool = False, pictures: bool = True,
+  def __init__(self, encoder: encoding.Encoder | embedding.Embedder, out: str | os.PathLike, *,
+               form: str = "npz", dtype: str = "float32", maps: bool = False, pictures: bool = True,
                overwrite: bool = False, threads: int = 4):
     """See the options of `encode` of the same names; `form` is its --format.
 

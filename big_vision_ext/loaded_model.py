@@ -1,4 +1,4 @@
-"""What do all ways of encoding images share? Weights on devices, and images at the model's sizes."""
+"""What do all ways of encoding share? Weights on devices, and images at the model's sizes."""
 
 import dataclasses
 import functools

@@ -110,8 +110,8 @@ def eval_stream(
     config: what to read; mixture weights are ignored, each data set is gone through once.
     batch_size: rows of the global batch.
     items: "regions" (is_global False), or those with a caption of the whole ("images"), with a
-      class ("labelled") or of any kind ("all"), whose box is the whole image. Which class it is, and further captions,
-      `contents.of_config` says.
+      class ("labelled") or of any kind ("all"), whose box is the whole image. Which class it is,
+      and further captions, `contents.of_config` says.
     process_index, process_count, rows: as for train_stream.
 
   Returns:

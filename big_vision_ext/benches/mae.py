@@ -1,9 +1,9 @@
 """bench mae: a training step of a masked autoencoder, against transformers on PyTorch.
 
 Encoder and decoder of the given width with random weights, `--batch` random images of 224 px, three
-quarters of their patches hidden, the same ones on both sides: the loss on normalised pixels, forward
-and backward with the gradients of all parameters, without optimiser. Parameters and computation are
-in the row's dtype, on both sides.
+quarters of their patches hidden, the same ones on both sides: the loss on normalised pixels,
+forward and backward with the gradients of all parameters, without optimiser. Parameters and
+computation are in the row's dtype, on both sides.
 
 Both run in turn in processes of their own. Seconds are medians, after compilation and a first run,
 and begin at pixels in memory: uint8 for ours, normalised and in the row's dtype for the peer. Peak

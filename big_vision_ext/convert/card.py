@@ -7,7 +7,8 @@ from typing import Any
 
 TITLES = {
     "npz": "big_vision's naming, one npz file", "ps3_torch": "ps3-torch (PyTorch)",
-    "transformers": "transformers (PyTorch)", "mae": "facebookresearch/mae (PyTorch)", "timm": "timm (PyTorch)",
+    "transformers": "transformers (PyTorch)", "mae": "facebookresearch/mae (PyTorch)",
+    "timm": "timm (PyTorch)",
     "open_clip": "open_clip (PyTorch)"}
 _TASKS = {
     "siglip": "a SigLIP model: an image tower and a text tower trained with the sigmoid loss "

@@ -54,6 +54,7 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 0, progre
 def usage(weights: Weights) -> str:
   """How to load an export, in Markdown."""
   norm = bool(weights.model.get("norm_pix", True))
-  return ("With facebookresearch/mae on the path:\n\n```python\nimport models_mae, safetensors.torch\n"
+  return ("With facebookresearch/mae on the path:\n\n"
+          "```python\nimport models_mae, safetensors.torch\n"
           f"model = models_mae.mae_vit_base_patch16(norm_pix_loss={norm})  # or the size at hand\n"
           'model.load_state_dict(safetensors.torch.load_file("E/model.safetensors"))\n```')

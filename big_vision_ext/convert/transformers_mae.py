@@ -1,4 +1,4 @@
-"""How does the transformers library keep a masked autoencoder? `ViTMAEForPreTraining`, both ways."""
+"""How does the transformers library keep a masked autoencoder? As `ViTMAEForPreTraining`."""
 
 import json
 import pathlib

@@ -49,7 +49,8 @@ def make(
   Args:
     family: "random" tokens of each sample (He et al. 2022); "shared", the same random tokens for
       the whole batch; "cell", random squares of `cell` x `cell` tokens (Pixio); "block", the
-      hidden tokens form rectangles (BEiT, I-JEPA); "grid", a lattice, evenly spread; "disc", the tokens nearest to a point of gaze (the periphery is hidden).
+      hidden tokens form rectangles (BEiT, I-JEPA); "grid", a lattice, evenly spread; "disc", the
+      tokens nearest to a point of gaze (the periphery is hidden).
     keys: one for each sample.
     grid: rows and columns of the tokens.
     num_visible: K, the number of visible tokens of every sample, a whole number and not a ratio:

@@ -19,7 +19,7 @@ from configs.mim import common
 
 
 def get_config(arg=None):
-  """`arg`: data=DIR, epochs=N, targets=N, batch=N, labels (evaluate by kNN and few shots), runlocal."""
+  """`arg`: data=DIR, epochs=N, targets=N, batch=N, labels (evaluate: kNN, few shots), runlocal."""
   a = config_lib.parse_arg(arg, data="data/imagenet", epochs=800, targets=49, batch=0,
                            labels=False, runlocal=False)
   c = common.masked(

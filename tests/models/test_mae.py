@@ -87,7 +87,8 @@ def test_fixed_positions_are_those_of_the_reference():
 def test_fresh_parameters_are_drawn_as_the_recipe_says():
   model = mae.MaskedAutoencoder(**TINY | dict(width=96, num_heads=3, mlp_dim=384))
   image, index = np.zeros((1, 16, 24, 3), np.uint8), np.zeros((1, 4), np.int32)
-  params = trees.flatten(sharding.unbox(model.init(jax.random.key(0), image, index, index))["params"])
+  fresh = model.init(jax.random.key(0), image, index, index)
+  params = trees.flatten(sharding.unbox(fresh)["params"])
   block = "Transformer/encoderblock_0"
   bounds = {
     # One matrix of queries, keys and values: sqrt(6 / (d + 3 d)).

@@ -17,7 +17,8 @@ def keys(n=5, seed=0):
   return masks.sample_keys(jax.random.key(seed), n)
 
 
-def draw(family, k, cell=1, at=None, of=keys()):
+def draw(family, k, cell=1, at=None, of=None):
+  of = keys() if of is None else of
   return jax.device_get(masks.make(family, of, GRID, k, cell=cell, centre=at))
 
 

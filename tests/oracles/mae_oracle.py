@@ -1,4 +1,4 @@
-"""What does transformers' `ViTMAEForPreTraining` make of a folder of weights, and which does it save?
+"""What does transformers' `ViTMAEForPreTraining` make of a folder of weights, what does it save?
 
 Settings: a list of cases. One of the kind "load" reads `folder` and fails if a tensor is missing or
 left over; one of the kind "make" builds `model`, draws every parameter at random and saves it there

@@ -1,4 +1,4 @@
-"""Masked autoencoding as a task: masks by seed and place, the same on any mesh, one ratio of sums."""
+"""Masked autoencoding: masks by seed and place, the same on any mesh, one ratio of sums."""
 
 import functools
 
