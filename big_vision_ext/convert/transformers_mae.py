@@ -44,7 +44,9 @@ def read(file: pathlib.Path, config: Mapping[str, Any]) -> Weights:
            "norm_pix": bool(config["norm_pix_loss"])}
   tensors = files.read_tensors(file)
   old = any(name.startswith("vit.encoder.layer.") for name in tensors)
-  params = vit_mae.load(tensors, model, vit_mae.transformers(old), file, "transformers")
+  saved_by_5 = any(name.startswith(vit_mae.OLD_DECODER) for name in tensors)
+  table = vit_mae.transformers(old, *[vit_mae.OLD_DECODER] * saved_by_5)
+  params = vit_mae.load(tensors, model, table, file, "transformers")
   found = {"image_size": image["image_size"], "mean": vit_mae.MEAN, "std": vit_mae.STD}
   return Weights(params=params, task="mae", model=model, input=found,
                  meta={"model_type": MODEL_TYPE})

@@ -14,6 +14,7 @@ from big_vision_ext.convert.lazy import ConvertError, Tensors
 from big_vision_ext.convert.tables import Rule
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OLD_DECODER = "decoder.decoder_encoder.layer"
 _QKV = ("query", "key", "value")
 # Of a block: norm before attention, q, k, v, output, norm before the MLP, its two layers.
 _NEW = ("layernorm_before", "attention.q_proj", "attention.k_proj", "attention.v_proj",
@@ -34,8 +35,14 @@ def facebook() -> list[Rule]:
   ]
 
 
-def transformers(old: bool = False) -> list[Rule]:
-  """The table of `ViTMAEForPreTraining`; with `old`, that of versions before 5."""
+def transformers(old: bool = False, decoder: str = "decoder.decoder_layers") -> list[Rule]:
+  """The table of `ViTMAEForPreTraining`.
+
+  Args:
+    old: the names of versions before 5.
+    decoder: where the decoder's blocks are. Version 5 saves under the old names, and has
+      `OLD_DECODER` there: its renaming of "layers" takes part of "decoder_layers" with it.
+  """
   names = _OLD if old else _NEW
   layers = "vit.encoder.layer" if old else "vit.layers"
   embeddings = "vit.embeddings"
@@ -48,7 +55,7 @@ def transformers(old: bool = False) -> list[Rule]:
     *_split("Transformer", layers, "vit.layernorm", names),
     *_decoder(
       "decoder.",
-      lambda: _split("Decoder", "decoder.decoder_layers", "decoder.decoder_norm", names),
+      lambda: _split("Decoder", decoder, "decoder.decoder_norm", names),
     ),
   ]
 

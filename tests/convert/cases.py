@@ -38,6 +38,10 @@ BEYOND = {
 SIGLIP = {
     "image": dict(width=48, depth=2, mlp_dim=100, num_heads=3, patch_size=8, image_size=40),
     "text": dict(_TEXT, out_dim=48), "bias_init": -10.0}
+MAE = {
+    "image": dict(width=48, depth=3, mlp_dim=80, num_heads=3, patch_size=8, image_size=40,
+                  decoder_width=32, decoder_depth=2, decoder_heads=16, decoder_mlp_dim=56),
+    "mask": dict(num_visible=6), "norm_pix": True}
 
 
 def weights(task: str, model: dict, seed: int = 0, dtype: str = "float32") -> convert.Weights:

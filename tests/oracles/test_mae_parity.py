@@ -123,7 +123,10 @@ def test_predictions_mask_loss_and_gradients_agree(peer, mine, folders, name):
   largest = max(np.abs(get(f"grad/{n}")).max() for n in compared)
   for parameter in compared:
     far = np.abs(theirs[parameter] - get(f"grad/{parameter}")).max()
-    assert far < GRADIENTS * largest, parameter
+    # Softmax does not see what all keys have in common: the gradient of their bias is rounding.
+    keys = parameter.endswith(("k_proj.bias", "key.bias"))
+    scale = largest if keys else np.abs(get(f"grad/{parameter}")).max()
+    assert far < GRADIENTS * scale, (parameter, far / scale)
 
 
 def test_timm_computes_the_same_tokens_of_whole_images(peer):
