@@ -33,7 +33,7 @@ MODES = ("look1", "look2", "train")
 # One program for all blocks; in training each its own, which need not stack gradients, and what is
 # dear to compute is kept.
 _OPTIONS = {"scan": True}
-_TRAIN_OPTIONS = {"scan": False, "remat_policy": "save:qkv,attention,attention_out"}
+_TRAIN_OPTIONS = {"scan": False, "remat_policy": "save:attention"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

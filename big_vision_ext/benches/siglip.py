@@ -25,7 +25,7 @@ from big_vision_ext.convert import open_clip
 from big_vision_ext.core import flops
 from big_vision_ext.models import vit
 
-_OPTIONS = {"scan": False, "remat_policy": "save:qkv,attention,attention_out,mlp_hidden"}
+_OPTIONS = {"scan": False, "remat_policy": "save:attention_out,mlp_hidden"}
 HELP = "a SigLIP training step against open_clip: time and memory"
 
 
