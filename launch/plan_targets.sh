@@ -17,6 +17,8 @@ ps3_4k_v5p_128 v5p:4x4x8 ps3/ps3_4k_siglip_so400m 4096
 ps3_1p5k_v5e_256 v5e:16x16 ps3/ps3_1p5k_siglip_so400m 8192
 siglip_b16_v5e_64 v5e:8x8 siglip/b16_224 32768
 siglip_so400m_v5e_256 v5e:16x16 siglip/so400m14_384 32768
+mae_l16_v5e_64 v5e:8x8 mim/mae_l16 4096
+pixio_h16_v5e_256 v5e:16x16 mim/pixio_h16 8192
 ps3_4k_v5p_64 v5p:4x4x4 ps3/ps3_4k_siglip_so400m 512
 ps3_4k_v5p_256 v5p:4x8x8 ps3/ps3_4k_siglip_so400m 2048
 ps3_4k_v5p_512 v5p:8x8x8 ps3/ps3_4k_siglip_so400m 4096
