@@ -41,6 +41,11 @@ class ConvAutoencoder(nn.Module):
         f"widths={self.widths}, depth={self.depth}: expected at least one stage, of at least one "
         "channel and one block."
       )
+    if any(a == b for a, b in zip((3, *self.widths), self.widths)):
+      raise ValueError(
+        f"widths={self.widths}: a stage must differ in width from the one before (the image has 3 "
+        "channels), as its first block has a skip that strides only where the width changes."
+      )
     down, up = stages(self.widths, self.depth)
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     self.encoder = Stack(down, transposed=False, **types)
