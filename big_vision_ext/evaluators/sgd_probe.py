@@ -87,7 +87,7 @@ class Evaluator(_labelled.Probe):
 
 
 def divide(count: int, share: float, seed: int) -> np.ndarray:
-  """Which of `count` images are held out (n,) bool: a share of them, at least one.
+  """Which of `count` images are held out (n,) bool: a share of them, at least one and not all.
 
   Raises:
     ValueError: there are too few images to hold any out.
@@ -95,7 +95,8 @@ def divide(count: int, share: float, seed: int) -> np.ndarray:
   if count < 2:
     raise ValueError(f"{count} training images: expected at least two, of which one is held out")
   out = np.zeros(count, bool)
-  out[np.random.default_rng(seed).permutation(count)[:max(1, round(share * count))]] = True
+  held = min(max(1, round(share * count)), count - 1)
+  out[np.random.default_rng(seed).permutation(count)[:held]] = True
   return out
 
 

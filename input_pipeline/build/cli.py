@@ -233,7 +233,7 @@ def _summary(out: str, set_aside: dict[str, int], seconds: float, source: str) -
   if left_out["skipped"] or left_out["dropped"] or left_out["mended"]:
     lines.append(f"each is named in {os.path.join(out, 'skipped-SPLIT.jsonl')}")
   config = {
-    "digits": f"configs/mim/focusmim.py:data={out},split=train",
+    "digits": f"configs/mim/focusmim.py:data={out},small",
     "stl10": f"configs/mim/focusmim.py:data={out}",
   }.get(source, f"configs/ps3/own_data.py:data={out}")
   workdir = "runs/focusmim" if "mim" in config else "runs/own_data"
