@@ -1,5 +1,6 @@
 """STL-10's binary files, made here in its layout, become the same pixels and classes."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_pixels_and_classes_are_those_of_the_files(folder, tmp_path):
   config = loader.InputConfig(data=str(tmp_path / "d"), split="unlabeled", image_size=96,
                               captions=False, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0),
                               resize="fast", threads=1)
-  with loader.train_stream(config, batch_size=4, seed=0) as stream:
+  with contextlib.closing(loader.train_stream(config, batch_size=4, seed=0)) as stream:
     batch = next(stream)
   known = {image.tobytes() for image in pictures(5, 0)}
   assert list(batch) == ["image"] and all(x.tobytes() in known for x in batch["image"])
