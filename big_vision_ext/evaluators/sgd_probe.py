@@ -61,16 +61,16 @@ class Evaluator(_labelled.Probe):
         fit, lr=lr, weight_decay=weight_decay, batch_size=train_batch_size, max_epochs=max_epochs,
         patience=patience, gain=gain, seed=seed)
     autoencode = task.outputs.get("autoencode") if features == "image" else None
-    self._errors = autoencode and functools.partial(
-        reconstruction_error, jax.jit(autoencode), batch_size=batch_size,
-        batch_sharding=batch_sharding)
+    self._error = autoencode and functools.partial(
+        reconstruction_error, jax.jit(functools.partial(_errors, autoencode)),
+        batch_size=batch_size, batch_sharding=batch_sharding)
 
   def run(self, params) -> dict[str, float]:
     out = super().run(params)
-    if self._errors:
+    if self._error:
       with jax.set_mesh(self._mesh):
-        out |= {"mse": self._errors(params, self._test),
-                "train_mse": self._errors(params, self._train)}
+        out |= {"mse": self._error(params, self._test),
+                "train_mse": self._error(params, self._train)}
     return out
 
   def measure(self, train: _labelled.Split, test: _labelled.Split) -> dict[str, float]:
@@ -145,16 +145,16 @@ def initial(key, width: int, classes: int) -> dict[str, Array]:
   return {"kernel": draw(a, (width, classes)), "bias": draw(b, (classes,))}
 
 
-def reconstruction_error(fn, params, input_config, batch_size: int, batch_sharding) -> float:
-  """Mean squared error of the images that `fn` makes of the labelled ones of a split."""
-  @jax.jit
-  def errors(params, batch):
-    target = batch["image"].astype(jnp.float32) / 255.0
-    return {"error": jnp.mean((fn(params, batch) - target) ** 2, axis=(1, 2, 3))}
-
+def reconstruction_error(errors, params, input_config, batch_size: int, batch_sharding) -> float:
+  """The mean over the labelled images of a split of `errors(params, batch)["error"]`."""
   stream = _common.batches(input_config, "labelled", batch_size, batch_sharding)
   rows = _common.collect(errors, params, stream)
   return float(np.mean(rows["error"], dtype=np.float64))
+
+
+def _errors(autoencode, params, batch):
+  target = batch["image"].astype(jnp.float32) / 255.0
+  return {"error": jnp.mean((autoencode(params, batch) - target) ** 2, axis=(1, 2, 3))}
 
 
 def _pixels(params, batch):

@@ -123,7 +123,7 @@ def _operator(size: int, halvings: int) -> Float[np.ndarray, "n n"]:
   """What `halvings` smoothings and halvings, and as many doublings, do to a line of pixels."""
   line = np.eye(size)
   for _ in range(halvings):
-    line = _resize(_smooth(line), len(line) // 2)
+    line = _resize(_smooth(line), max(1, len(line) // 2))
   for i in range(halvings):
     line = _resize(line, 2 * len(line) if i < halvings - 1 else size)
   return line.astype(np.float32)

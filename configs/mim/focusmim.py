@@ -97,7 +97,8 @@ def get_config(arg=None):
 
   if a.runlocal:
     c.batch_size = a.batch or 8
-    c.pop("total_epochs", None)
+    if "total_epochs" in c:
+      del c.total_epochs
     c.total_steps = 3
     c.input.update(split=a.split or "train", threads=2)
     c.model.image.update(widths=(4, 6, 8), depth=2)

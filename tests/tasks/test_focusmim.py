@@ -146,7 +146,7 @@ def test_a_mask_is_a_function_of_seed_step_and_row(plain):
   with sharding.use(mesh, sharding.DEFAULT_RULES):
     _, _, tx, init = step_lib.plan_state(task, config, mesh, sharding.DEFAULT_RULES)
     step = jax.jit(step_lib.make(task, config, tx, lambda t: np.float32(1), mesh))
-    state = init(jax.random.key(0))
+    state = jax.jit(init)(jax.random.key(0))
     first, metrics = step(state, batch())
     kept = jax.device_get(first)
     second, more = step(first, batch())
