@@ -34,8 +34,8 @@ __all__ = ["Config", "ConfigError", "Debug", "Duration", "Evaluation", "Init", "
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-  """AdamW, Adam or Adafactor. Patterns are full-match regular expressions over slash names; the first
-  match wins.
+  """AdamW, Adam or Adafactor. Patterns are full-match regular expressions over slash names; the
+  first match wins.
 
   Weight decay is big_vision's: a step subtracts `schedule * (lr * lr_mult * adam + weight_decay *
   wd_mult * param)`, so it is not multiplied by the learning rate. Other libraries' decay is

@@ -1,7 +1,7 @@
 """What is a representation like, apart from what it is good for? Correlated, sparse, selective?
 
-After Weiler et al. 2024 (FocusMIM), with the flaws of its logged numbers mended. Over B whole images
-with D units each, z = (r - mean) / (std + 1e-5) and C = z^T z / (B - 1):
+After Weiler et al. 2024 (FocusMIM), with the flaws of its logged numbers mended. Over B whole
+images with D units each, z = (r - mean) / (std + 1e-5) and C = z^T z / (B - 1):
 
 - *decorrelation*: the sum of C_ij^2 over pairs of different units, divided by D. Independent units
   do not give 0 but (D - 1) / (B - 1), its *floor* (`decorrelation_floor`); what counts is the
@@ -15,11 +15,11 @@ with D units each, z = (r - mean) / (std + 1e-5) and C = z^T z / (B - 1):
   At most B - 1.
 
 Of a latent that is a map, units are the channels at every place. `channels/` has the same measures
-of its channels averaged over places. `within_place/` takes pairs of channels at the same place only,
-averaged over places, and `within_channel/` pairs of places of the same channel.
+of its channels averaged over places. `within_place/` takes pairs of channels at the same place
+only, averaged over places, and `within_channel/` pairs of places of the same channel.
 
-`selectivity_ours/` is not from the paper, which speaks of category-specific units without a measure:
-of each unit the class that it tells best from all others, by d' (difference of means over the root
+`selectivity_ours/` is not from the paper, which speaks of category-specific units without a
+measure: of each unit the class that it tells best from all others, by d' (difference of means over the root
 of the mean variance) and by the area under the ROC curve (0.5 or more, either way round); mean and
 95th percentile over units that are not dead. With as many classes chance finds some too: the same
 areas for labels that were shuffled stand beside them (`auc_shuffled_mean`).

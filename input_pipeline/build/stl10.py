@@ -1,8 +1,8 @@
 """How do the binary files of STL-10 become records? (Coates, Ng and Lee 2011)
 
-`stl10_binary` holds `unlabeled_X.bin` (100,000 images), `train_X.bin` with `train_y.bin` (5,000) and
-`test_X.bin` with `test_y.bin` (8,000), and `class_names.txt`. An image is 3 x 96 x 96 bytes, channel
-after channel and each of them column after column; labels are 1 to 10. The splits become
+`stl10_binary` holds `unlabeled_X.bin` (100,000 images), `train_X.bin` with `train_y.bin` (5,000),
+`test_X.bin` with `test_y.bin` (8,000), and `class_names.txt`. An image is 3 x 96 x 96 bytes,
+channel after channel and each of them column after column; labels are 1 to 10. The splits become
 "unlabeled", "train" and, from the test files, "val", the name by which everything here evaluates.
 
 Images are stored as PNG: the bytes of the release, to the last.
@@ -103,8 +103,8 @@ def _open(root: pathlib.Path, stem: str, labelled: bool) -> tuple[np.ndarray, li
                      f"image of {stem}_X.bin")
   if labels.min() < 1 or labels.max() > len(names):
     bad = int(np.flatnonzero((labels < 1) | (labels > len(names)))[0])
-    raise BuildError(f"{path}: label {bad} is {labels[bad]}, expected 1 to {len(names)}, the number "
-                     f"of lines of {_CLASS_NAMES}")
+    raise BuildError(f"{path}: label {bad} is {labels[bad]}, expected 1 to {len(names)}, the "
+                     f"number of lines of {_CLASS_NAMES}")
   return pixels, [names[i - 1] for i in labels.tolist()]
 
 

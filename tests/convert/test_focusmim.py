@@ -58,8 +58,8 @@ def test_kernels_of_transposed_convolutions_are_turned(weights):
   assert mine.shape == (3, 3, 8, 6)
   np.testing.assert_array_equal(theirs["decoder.4.upconv1.weight"],
                                 mine[::-1, ::-1].transpose(2, 3, 0, 1))
-  np.testing.assert_array_equal(theirs["encoder.0.conv2.weight"],
-                                weights.params["encoder/block_0/conv2/kernel"].transpose(3, 2, 0, 1))
+  plain = weights.params["encoder/block_0/conv2/kernel"]
+  np.testing.assert_array_equal(theirs["encoder.0.conv2.weight"], plain.transpose(3, 2, 0, 1))
 
 
 def test_npz_holds_it_too(tmp_path, weights):

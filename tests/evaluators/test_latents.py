@@ -63,7 +63,8 @@ def test_dimensions_are_those_of_the_eigenvalues_of_the_covariance(b, d):
   values = np.maximum(values, 0)
   share = values / values.sum()
   got = latents.measures(r)
-  assert got["participation_ratio"] == pytest.approx(values.sum() ** 2 / (values**2).sum(), rel=1e-5)
+  want = values.sum() ** 2 / (values**2).sum()
+  assert got["participation_ratio"] == pytest.approx(want, rel=1e-5)
   assert got["effective_rank"] == pytest.approx(np.exp(stats.entropy(share)), rel=1e-4)
   # Of noise in k directions, k.
   flat = np.linalg.qr(np.random.default_rng(0).standard_normal((b, 6)))[0]
@@ -126,8 +127,12 @@ def test_within_takes_pairs_of_a_group_only():
 class Mapper:
   """Latents that are maps: products of the pixels of a coarse view."""
 
-  outputs = {"latent": lambda params, b: jnp.maximum(
-    jnp.einsum("byxc,cd->byxd", b["image"][:, ::4, ::4].astype(jnp.float32) / 255 - 0.5, params), 0)}
+  def __init__(self):
+    self.outputs = {"latent": self.latent}
+
+  def latent(self, params, b):
+    x = b["image"][:, ::4, ::4].astype(jnp.float32) / 255 - 0.5
+    return jnp.maximum(jnp.einsum("byxc,cd->byxd", x, params), 0)
 
 
 def test_the_evaluator_measures_maps_in_parts_whatever_the_batches(place):

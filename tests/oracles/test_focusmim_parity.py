@@ -1,4 +1,4 @@
-"""FocusMIM here and in PyTorch: images, latents, loss, every gradient, initial values, Adam's steps.
+"""FocusMIM here and in PyTorch: images, latents, loss, every gradient, initial values, Adam.
 
 The peer is the published network, built from its description. Files that we write are loaded there
 strictly, and files that PyTorch writes are read here. Every parameter is random, images are not
