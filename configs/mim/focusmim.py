@@ -21,9 +21,9 @@ public code, whose blur has no effect but on the mean). `crop=False` trains with
 
 Source: Weiler, Brucklacher, Pennartz, Bohte 2024, "Masked Image Modeling as a Framework for
 Self-Supervised Learning across Eye Movements" (arXiv 2404.08526), and its code: Adam with 1e-8 of
-L2 in the gradient, learning rate 1e-4 for periphery and 5e-4 for all others, constant; batch 512, 500
-epochs of 100,000 images; crops of 8 to 100 % of the area, no flip. There the last batch of an epoch
-is smaller, 196 steps; here batches run on into the next, 195.3. The released run probes the
+L2 in the gradient, learning rate 1e-4 for periphery and 5e-4 for all others, constant; batch 512,
+500 epochs of 100,000 images; crops of 8 to 100 % of the area, no flip. There the last batch of an
+epoch is smaller, 196 steps; here batches run on into the next, 195.3. The released run probes the
 weights of the epoch with the lowest training loss; here the last ones are probed.
 
 Accuracy of the linear readout that the paper's repository shows, as far as its figure can be read,

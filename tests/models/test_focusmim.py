@@ -64,7 +64,7 @@ def test_the_skip_that_enlarges_reaches_every_second_row_and_column_only():
   conv = focusmim.Conv(2, 1, 2, True)
   x = np.random.default_rng(0).random((1, 3, 5, 4), np.float32)
   kernel, bias = np.random.default_rng(1).random((4, 2), np.float32), np.float32([0.3, -0.7])
-  y = np.asarray(conv.apply({"params": {"kernel": kernel[None, None], "bias": bias}}, x))
+  y = np.array(conv.apply({"params": {"kernel": kernel[None, None], "bias": bias}}, x))
   assert y.shape == (1, 6, 10, 2)
   np.testing.assert_allclose(y[:, ::2, ::2], x @ kernel + bias, rtol=1e-6)
   y[:, ::2, ::2] = bias
@@ -91,8 +91,11 @@ def test_initial_values_are_pytorchs():
 def test_bfloat16_computes_in_bfloat16_and_gives_float32():
   params = trees.nest(drawn(SMALL))
   image = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
-  run = lambda dtype: focusmim.ConvAutoencoder(widths=SMALL, dtype=dtype).apply(
-    {"params": params}, image)[0]
+
+  def run(dtype):
+    model = focusmim.ConvAutoencoder(widths=SMALL, dtype=dtype)
+    return jax.jit(lambda p: model.apply({"params": p}, image)[0])(params)
+
   half, full = run("bfloat16"), run("float32")
   assert half.dtype == full.dtype == np.float32
   assert 0 < np.abs(half - full).max() < 0.05

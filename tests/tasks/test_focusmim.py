@@ -5,12 +5,10 @@ import numpy as np
 import pytest
 
 from big_vision_ext import tasks
-from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import sharding, trees, typed
-from big_vision_ext.core import step as step_lib
 from big_vision_ext.objectives import masks
 
-SMALL = dict(widths=(4, 6, 8), depth=2, image_size=32)
+SMALL = dict(widths=(4, 6), depth=2, image_size=32)
 MASK = dict(family="random_patches", ratio=0.6)
 
 
@@ -68,15 +66,16 @@ def test_every_parameter_learns(plain):
 
 @pytest.mark.parametrize("mask, foreground", [
   (dict(family="periphery", ratio=0.7, attention="random"), False),
-  (dict(family="periphery", ratio=0.9, attention="foreground"), True),
-  (dict(family="foveate", fixation="random"), False),
+  pytest.param(dict(family="periphery", ratio=0.9, attention="foreground"), True,
+               marks=pytest.mark.slow),
+  pytest.param(dict(family="foveate", fixation="random"), False, marks=pytest.mark.slow),
 ], ids=["discs", "foreground", "fovea"])
 def test_loss_and_gradients_are_the_same_on_eight_devices_with_unequal_masks(mask, foreground):
   task = make(mask, foreground=foreground)
   params, b, key = drawn(task), batch(foreground=foreground), jax.random.key(3)
   hidden = task.config.mask.apply(
     masks.sample_keys(key, 8), b["image"] / np.float32(255), b.get("foreground"))[1]
-  assert len(np.unique(np.asarray(hidden).sum((1, 2)))) > 4
+  assert len(np.unique(np.asarray(hidden).sum((1, 2)))) > 3
   fn = lambda p, b: jax.value_and_grad(lambda p: task.loss(p, b, key, True)[0])(p)
   want, want_grads = jax.jit(fn)(params, b)
   mesh = jax.make_mesh((4, 2, 1), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
@@ -127,7 +126,7 @@ def test_evaluators_see_whole_images_flat_or_averaged(plain):
   task, params = plain
   b = batch(3)
   latent = np.asarray(task.latent(params, b))
-  assert latent.shape == (3, 4, 4, 8) and latent.min() >= 0
+  assert latent.shape == (3, 8, 8, 6) and latent.min() >= 0
   np.testing.assert_array_equal(task.embed_image(params, b), latent.reshape(3, -1))
   np.testing.assert_allclose(make(pool="mean").embed_image(params, b), latent.mean((1, 2)),
                              rtol=1e-6)
@@ -136,24 +135,14 @@ def test_evaluators_see_whole_images_flat_or_averaged(plain):
   np.testing.assert_allclose(image, want, atol=1e-6)
 
 
-def test_a_mask_is_a_function_of_seed_step_and_row(plain):
-  """Two runs to step 2, one of them restored at step 1 in no other way than by its state."""
-  task, _ = plain
-  config = config_lib.resolve(dict(
-    task="focusmim", total_steps=2, batch_size=8, model=dict(image=SMALL, mask=MASK),
-    optim=dict(name="adam", weight_decay=1e-8, wd_mults=((".*", 1.0),), clip_norm=None)))
-  mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  with sharding.use(mesh, sharding.DEFAULT_RULES):
-    _, _, tx, init = step_lib.plan_state(task, config, mesh, sharding.DEFAULT_RULES)
-    step = jax.jit(step_lib.make(task, config, tx, lambda t: np.float32(1), mesh))
-    state = jax.jit(init)(jax.random.key(0))
-    first, metrics = step(state, batch())
-    kept = jax.device_get(first)
-    second, more = step(first, batch())
-    again, same = step(kept, batch())
-  assert float(more["loss"]) == float(same["loss"]) != float(metrics["loss"])
-  for a, b in zip(jax.tree.leaves(second), jax.tree.leaves(again)):
-    np.testing.assert_array_equal(a, b)
+def test_a_mask_is_a_function_of_the_steps_key_and_of_the_row_in_the_global_batch():
+  """A step's key is fold_in(seed, step): nothing else is there for a resumed run to lose."""
+  task, rows = make(dict(family="periphery", ratio=0.8, attention="random")), batch(8)["image"]
+  draw = lambda key, n: np.asarray(task._masked(
+    masks.sample_keys(key, n), rows[:n] / np.float32(255), {})[1])
+  keys = [jax.random.fold_in(jax.random.key(0), step) for step in range(2)]
+  np.testing.assert_array_equal(draw(keys[0], 8)[:5], draw(keys[0], 5))
+  assert not np.array_equal(draw(keys[0], 8), draw(keys[1], 8))
 
 
 def test_the_arithmetic_is_that_of_the_published_model():
@@ -164,7 +153,7 @@ def test_the_arithmetic_is_that_of_the_published_model():
 
 
 @pytest.mark.parametrize("fields, message", [
-  (dict(image=SMALL | dict(image_size=36)), "image_size=36 is no multiple of 8"),
+  (dict(image=SMALL | dict(image_size=34)), "image_size=34 is no multiple of 4"),
   (dict(image=SMALL | dict(width=8)), "config.model.image.width=8.*nearest is 'widths'"),
   (dict(mask=dict(famly="none")), "famly"),
   (dict(mask=dict(family="random")), "family"),
