@@ -111,7 +111,7 @@ def test_selectivity_is_the_best_classs_and_chance_stands_beside_it():
   best = [max(max(s, 1 - s) for s in got_auc[:, j]) for j in range(30) if j != 2]
   assert got["auc_mean"] == pytest.approx(np.mean(best))
   assert got["auc_p95"] == pytest.approx(np.percentile(best, 95))
-  assert 0.5 < got["auc_shuffled_mean"] < 0.62 and got["auc_p95"] > 0.9
+  assert 0.5 < got["auc_shuffled_mean"] < 0.62 and got["auc_p95"] > 0.75
   one = latents.selectivity(r[:, 3:], y, rng.permutation(y))
   assert abs(one["auc_mean"] - one["auc_shuffled_mean"]) < 0.03
 

@@ -8,7 +8,7 @@ from big_vision_ext import tasks
 from big_vision_ext.core import sharding, trees, typed
 from big_vision_ext.objectives import masks
 
-SMALL = dict(widths=(4, 6), depth=2, image_size=32)
+SMALL = dict(widths=(4, 6), depth=1, image_size=32)
 MASK = dict(family="random_patches", ratio=0.6)
 
 
