@@ -19,10 +19,10 @@ of its channels averaged over places. `within_place/` takes pairs of channels at
 only, averaged over places, and `within_channel/` pairs of places of the same channel.
 
 `selectivity_ours/` is not from the paper, which speaks of category-specific units without a
-measure: of each unit the class that it tells best from all others, by d' (difference of means over the
-root of the mean variance) and by the area under the ROC curve (0.5 or more, either way round); mean and
-95th percentile over units that are not dead. With as many classes chance finds some too: the same
-areas for labels that were shuffled stand beside them (`auc_shuffled_mean`).
+measure: of each unit the class that it tells best from all others, by d' (difference of means over
+the root of the mean variance) and by the area under the ROC curve (0.5 or more, either way round);
+mean and 95th percentile over units that are not dead. With several classes chance finds some too:
+the same areas for labels that were shuffled stand beside them (`auc_shuffled_mean`).
 """
 
 import itertools
