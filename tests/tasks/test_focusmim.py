@@ -41,8 +41,9 @@ def plain():
 
 
 @pytest.mark.parametrize("mask", [
-  MASK, dict(family="periphery", ratio=0.8, attention="random"), dict(family="foveate"),
-  dict(family="none"),
+  MASK, dict(family="foveate"),
+  pytest.param(dict(family="periphery", ratio=0.8, attention="random"), marks=pytest.mark.slow),
+  pytest.param(dict(family="none"), marks=pytest.mark.slow),
 ], ids=lambda m: m["family"])
 def test_the_loss_is_the_ratio_of_sums_over_what_is_hidden(mask):
   task = make(mask)
