@@ -110,7 +110,8 @@ def test_images_latents_loss_and_gradients_agree(peer, mine, folder, name):
 def test_initial_values_have_pytorchs_bounds(peer):
   task = tasks.make("focusmim", MODEL)
   batch = {"image": np.zeros((1, 96, 96, 3), np.uint8)}
-  params = theirs_of(sharding.unbox(jax.jit(task.init)(jax.random.key(0), batch)))
+  # Not jitted: one program with all its draws takes a minute to compile.
+  params = theirs_of(sharding.unbox(task.init(jax.random.key(0), batch)))
   checked = 0
   for name in params:
     want, got = peer[f"init/{name}"], params[name]
