@@ -104,6 +104,7 @@ def read(source: str | os.PathLike, step: int | None = None) -> convert.Weights:
                                             "canonicalize")}
   towers = model["image"] if "mean" in model["image"] else model
   seen |= {k: towers[k] for k in ("mean", "std") if k in towers}
+  seen |= getattr(tasks.make(config.task, config.model), "normalisation", {})
   return convert.Weights(params, config.task, model, seen | _token_ids(seen),
                          _about_run(source, step, config, meta))
 
@@ -125,9 +126,9 @@ def describe(task_name: str, model: Mapping[str, Any]) -> dict[str, Any]:
   out = {k: v for k, v in config_lib.to_dict(task.config).items() if k not in _NOT_OF_MODELS}
   if task_name != "ps3":
     # The task wants the size; the grid follows from it.
-    image.pop("posemb_grid")
+    image.pop("posemb_grid", None)
     image["image_size"] = task.image_size
-  words = {} if task_name == "mae" else {"text": _fields(task.text)}
+  words = {"text": _fields(task.text)} if hasattr(task, "text") else {}
   return {"image": image, **words, **out}
 
 

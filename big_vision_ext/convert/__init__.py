@@ -17,7 +17,7 @@ from big_vision_ext.convert.lazy import BFLOAT16, ConvertError, Lazy, Tensors
 
 __all__ = ["DTYPES", "FORMATS", "ConvertError", "Tensors", "Weights", "detect", "read", "write"]
 
-FORMATS = ("npz", "ps3_torch", "transformers", "mae", "timm", "open_clip")
+FORMATS = ("npz", "ps3_torch", "transformers", "mae", "focusmim", "timm", "open_clip")
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16)}
 # Beside the weights of every export: what formats cannot say, and that we wrote the folder.
 EXPORT_FILE = "export.json"
@@ -31,7 +31,7 @@ class Weights:
   Attributes:
     params: our slash names -> arrays, blocks of encoders one by one; a `Tensors` reads an array
       when it is asked for.
-    task: "siglip", "ps3" or "mae"; "" if it cannot be told.
+    task: one of `ours.TASKS`; "" if it cannot be told.
     model: the `config.model` that builds the task, sizes written out.
     input: what is known of preprocessing: image_size, mean, std, resize, tokenizer, text_len,
       canonicalize; {} if nothing is.

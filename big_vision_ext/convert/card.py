@@ -8,7 +8,7 @@ from typing import Any
 TITLES = {
     "npz": "big_vision's naming, one npz file", "ps3_torch": "ps3-torch (PyTorch)",
     "transformers": "transformers (PyTorch)", "mae": "facebookresearch/mae (PyTorch)",
-    "timm": "timm (PyTorch)",
+    "focusmim": "RobinWeiler/FocusMIM (PyTorch)", "timm": "timm (PyTorch)",
     "open_clip": "open_clip (PyTorch)"}
 _TASKS = {
     "siglip": "a SigLIP model: an image tower and a text tower trained with the sigmoid loss "
@@ -16,7 +16,9 @@ _TASKS = {
     "ps3": "a PS3 model: a vision encoder that sees the whole image at low resolution and selected "
            "patches at high resolution, with its text tower (arXiv 2503.19903)",
     "mae": "a masked autoencoder: a vision transformer that encodes the visible patches of an "
-           "image and a decoder that predicts the others (arXiv 2111.06377)"}
+           "image and a decoder that predicts the others (arXiv 2111.06377)",
+    "focusmim": "a FocusMIM model: a convolutional autoencoder that predicts hidden pixels (arXiv "
+                "2404.08526)"}
 
 
 def text(format: str, weights: Any, folder: pathlib.Path, module: Any) -> str:

@@ -12,7 +12,7 @@ from big_vision_ext.convert.lazy import ConvertError
 Shapes = dict[str, tuple[int, ...]]
 
 # Tasks whose weights can be written in some format.
-TASKS = ("siglip", "ps3", "mae")
+TASKS = ("siglip", "ps3", "mae", "focusmim")
 # May be absent in a file of a pair of towers: not every library keeps them with the weights.
 OPTIONAL = ("t", "b")
 
@@ -21,7 +21,7 @@ def shapes(task: str, model: Mapping[str, Any]) -> Shapes:
   """All arrays of a model, {name: shape}.
 
   Args:
-    task: "siglip", "ps3" or "mae".
+    task: one of `TASKS`.
     model: the task's settings with sizes written out: of `image` width, depth, mlp_dim, num_heads,
       patch_size and posemb_grid or image_size; of `text` the first four, vocab_size, text_len and,
       if it differs from the width of image vectors, out_dim; of PS3 also scales. What has a
@@ -35,6 +35,8 @@ def shapes(task: str, model: Mapping[str, Any]) -> Shapes:
   image = _part(model, "image")
   if task == "mae":
     return _masked_autoencoder(image)
+  if task == "focusmim":
+    return _conv_autoencoder(image)
   out = _under("img/", image_tower(image))
   if task == "siglip" and "text" in model and model["text"] is None:
     return out
@@ -149,6 +151,33 @@ def _masked_autoencoder(spec: Mapping[str, Any]) -> Shapes:
             if "Attention" not in n}
     out |= _under(f"Decoder/block_{i}/", mine | attention)
     out |= _under("Decoder/", _norm(f"source_norm_{i}", d))
+  return out
+
+
+def conv_blocks(spec: Mapping[str, Any]) -> tuple[list[tuple[int, int, int]], ...]:
+  """(channels in, channels out, stride) of each block of the task "focusmim": encoder, decoder."""
+  widths, depth = stages(spec)
+  down, at = [], 3
+  for width in widths:
+    down += [(at, width, 2), *[(width, width, 1)] * (depth - 1)]
+    at = width
+  return down, [(d, c, stride) for c, d, stride in reversed(down)]
+
+
+def stages(spec: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
+  """Widths of the stages of the task "focusmim", and how many blocks each has."""
+  return tuple(spec.get("widths", (32, 64, 128))), spec.get("depth", 3)
+
+
+def _conv_autoencoder(spec: Mapping[str, Any]) -> Shapes:
+  out = {}
+  for name, blocks in zip(("encoder", "decoder"), conv_blocks(spec)):
+    for i, (c, d, _) in enumerate(blocks):
+      convs = {"conv1": (3, 3, c, d), "conv2": (3, 3, d, d)}
+      convs |= {"skip": (1, 1, c, d)} if c != d else {}
+      for conv, shape in convs.items():
+        at = f"{name}/block_{i}/{conv}"
+        out |= {f"{at}/kernel": shape, f"{at}/bias": (d,)}
   return out
 
 

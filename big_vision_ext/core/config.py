@@ -34,12 +34,15 @@ __all__ = ["Config", "ConfigError", "Debug", "Duration", "Evaluation", "Init", "
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-  """AdamW or Adafactor. Patterns are full-match regular expressions over slash names; the first
-  match wins.
+  """AdamW, Adam or Adafactor. Patterns are full-match regular expressions over slash names; the
+  first match wins.
 
   Weight decay is big_vision's: a step subtracts `schedule * (lr * lr_mult * adam + weight_decay *
   wd_mult * param)`, so it is not multiplied by the learning rate. Other libraries' decay is
   ours divided by lr.
+
+  "adam" is AdamW whose decay is part of the gradient instead, before the moments, as in PyTorch's
+  `Adam(weight_decay=...)`: `weight_decay * wd_mult * param` is added to the clipped gradient.
 
   "adafactor" is that of Zhai et al. 2022, sec. 3.4: second moments of kernels as a row and a
   column, no scaling by the size of parameters, momentum kept. `b1` is its momentum, `b2` the cap
@@ -60,7 +63,7 @@ class Optim:
     clip_rms: of Adafactor: largest root mean square of a parameter's update; None: no clipping.
   """
 
-  name: Literal["adamw", "adafactor"] = "adamw"
+  name: Literal["adamw", "adam", "adafactor"] = "adamw"
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8

@@ -122,6 +122,30 @@ def mae(
   return total + decoder_depth * (cross + mlp + mix) + pred
 
 
+def conv_autoencoder(
+  image_size: int, down: Sequence[tuple[int, int, int]], up: Sequence[tuple[int, int, int]]
+) -> tuple[int, int]:
+  """Encoder and decoder of residual blocks on one square image (`models/focusmim.py`).
+
+  A block has two 3 x 3 convolutions, of which the first strides, and a 1 x 1 one where its width
+  changes. Products with the zeros between the pixels of a transposed convolution do not count.
+
+  Args:
+    image_size: side in pixels.
+    down, up: (channels in, channels out, stride) of each block; those of `up` enlarge.
+  """
+  side, totals = image_size, []
+  for blocks, grows in ((down, False), (up, True)):
+    total = 0
+    for c, d, stride in blocks:
+      after = side * stride if grows else side // stride
+      strided = min(side, after) ** 2
+      total += 2 * (strided * (9 * c * d + (c * d if c != d else 0)) + after**2 * 9 * d * d)
+      side = after
+    totals.append(total)
+  return totals[0], totals[1]
+
+
 def text(
   *,
   text_len: int,

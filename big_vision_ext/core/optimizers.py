@@ -27,7 +27,8 @@ def make(optim: Optim, lr: float, params: Any) -> optax.GradientTransformation:
   """The optimiser without its schedule: the caller multiplies the updates by the schedule's factor.
 
   update = -(lr * lr_mult * adam(clipped gradient) + weight_decay * wd_mult * param), or with
-  adafactor in place of adam.
+  adafactor in place of adam. Of "adam", -lr * lr_mult * adam(clipped gradient + weight_decay *
+  wd_mult * param).
 
   Args:
     optim: the config's settings.
@@ -53,12 +54,16 @@ def make(optim: Optim, lr: float, params: Any) -> optax.GradientTransformation:
   parts = []
   if optim.clip_norm is not None:
     parts.append(optax.clip_by_global_norm(optim.clip_norm))
+  decay = []
+  if optim.weight_decay:
+    wd_mults = trees.first_match(optim.wd_mults, names, 0.0, "config.optim.wd_mults")
+    decay = [_decay({name: optim.weight_decay * mult for name, mult in wd_mults.items()})]
+  coupled = optim.name == "adam"
+  parts += decay if coupled else []
   parts.append(_adafactor(optim) if optim.name == "adafactor" else _adam(optim))
   lr_mults = trees.first_match(optim.lr_mults, names, 1.0, "config.optim.lr_mults")
   parts.append(_scale({name: lr * mult for name, mult in lr_mults.items()}))
-  if optim.weight_decay:
-    wd_mults = trees.first_match(optim.wd_mults, names, 0.0, "config.optim.wd_mults")
-    parts.append(_decay({name: optim.weight_decay * mult for name, mult in wd_mults.items()}))
+  parts += [] if coupled else decay
   parts.append(optax.scale(-1.0))
   return optax.chain(*parts)
 

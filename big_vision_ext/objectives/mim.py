@@ -39,3 +39,15 @@ def masked_mse(
   # where, not a product: what does not count may not leak an infinity or a NaN.
   total = jnp.sum(jnp.where(weight > 0, error * weight, 0.0))
   return total / jnp.maximum(jnp.sum(weight), 1e-9)
+
+
+def pixel_mse(
+  pred: Float[Array, "b y x c"], target: Float[Array, "b y x c"], weight: Float[Array, "b y x"]
+) -> Float[Array, ""]:
+  """Weighted mean over pixels of the mean squared error of their channels.
+
+  With weights of 0 and 1, or soft ones, it is FocusMIM's loss (Weiler et al. 2024): the sum of
+  weighted errors over the sum of weights, of all pixels and channels of the whole batch.
+  """
+  flat = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])
+  return masked_mse(flat(pred), flat(target), weight.reshape(weight.shape[0], -1))

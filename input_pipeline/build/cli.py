@@ -27,6 +27,8 @@ from input_pipeline.build.writer import finish, write_split
 # What each format takes besides the common options; a star marks what it cannot do without.
 _OPTIONS = {
   "sample": ("seed", "train_images", "val_images"),
+  "digits": ("seed", "train_images", "val_images"),
+  "stl10": ("images*", "limit", "shard_size", "licence"),
   "folder": ("images*",),
   "jsonl": ("images*", "annotations*"),
   "coco": ("images*", "annotations*", "captions"),
@@ -35,6 +37,8 @@ _OPTIONS = {
     "images*", "tfds_split", "image_key", "text_key", "label_key", "box_key", "box_text_key",
   ),
 }
+# What these take is all that is said there: they know their splits and files.
+_COMPLETE = ("sample", "digits", "stl10")
 _OF_READING = (
   "split", "val_share", "limit", "shard_size", "max_skip_share", "licence", "layout",
 )
@@ -46,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   began = time.monotonic()
   try:
     _check_options(args)
-    set_aside = _build_sample(args) if args.source == "sample" else _build(args)
-    print(_summary(args.out, set_aside, time.monotonic() - began))
+    build = {"sample": _build_made, "digits": _build_made, "stl10": _build_stl10}
+    set_aside = build.get(args.source, _build)(args)
+    print(_summary(args.out, set_aside, time.monotonic() - began, args.source))
     return 0
   except KeyboardInterrupt:
     print(
@@ -73,13 +78,14 @@ def _parser() -> argparse.ArgumentParser:
   add("--out", required=True, help="directory of the new data set")
   add("--threads", type=int, default=2, help="images checked at once (default 2)")
   add("--quiet", action="store_true", default=False, help="no progress line")
-  add("--images", help="directory of the images; tfds: a prepared directory or a name")
+  add("--images", help="directory of the images; tfds: a prepared directory or a name; stl10: "
+      "stl10_binary")
   add("--annotations", help="annotation file")
   add("--captions", help="coco: a COCO caption file, for global captions")
   add("--image-data", help="visual_genome: image_data.json, to check image sizes")
   add("--split", help="put everything into this split (default: divide into train and val)")
   add("--val-share", type=float, help="share of images that becomes val, by id (default 0.02)")
-  add("--limit", type=int, help="use only the first N images")
+  add("--limit", type=int, help="use only the first N images (stl10: of each split)")
   add("--shard-size", type=int, help="images per shard (default 256)")
   add("--max-skip-share", type=float, help="stop if more than this is skipped (default 0.05)")
   add("--layout", choices=layouts.LAYOUTS,
@@ -92,9 +98,9 @@ def _parser() -> argparse.ArgumentParser:
   add("--label-key", help="tfds: class label of the whole image, for evaluation")
   add("--box-key", help="tfds: boxes, as objects/bbox")
   add("--box-text-key", help="tfds: captions or labels of the boxes, as objects/label")
-  add("--seed", type=int, help="sample: seed (default 0)")
-  add("--train-images", type=int, help="sample: number of training images")
-  add("--val-images", type=int, help="sample: number of validation images")
+  add("--seed", type=int, help="sample, digits: seed (default 0)")
+  add("--train-images", type=int, help="sample, digits: number of training images")
+  add("--val-images", type=int, help="sample, digits: number of validation images")
   return parser
 
 
@@ -102,7 +108,7 @@ def _check_options(args: argparse.Namespace):
   """Refuses options the format would ignore, and asks for those it needs."""
   wanted = _OPTIONS[args.source]
   known = {name.rstrip("*") for name in wanted} | {"source", "out", "threads", "quiet"}
-  if args.source != "sample":
+  if args.source not in _COMPLETE:
     known |= set(_OF_READING)
   given = set(vars(args))
   for name in wanted:
@@ -122,12 +128,22 @@ def _flag(name: str) -> str:
   return "--" + name.replace("_", "-")
 
 
-def _build_sample(args: argparse.Namespace) -> dict[str, int]:
-  from input_pipeline.build import sample
+def _build_made(args: argparse.Namespace) -> dict[str, int]:
+  from input_pipeline.build import digits, sample
 
   given = {"seed": "seed", "train": "train_images", "val": "val_images"}
   options = {name: getattr(args, dest) for name, dest in given.items() if hasattr(args, dest)}
-  sample.build(args.out, threads=args.threads, progress=not args.quiet, **options)
+  build = digits.build if args.source == "digits" else sample.build
+  build(args.out, threads=args.threads, progress=not args.quiet, **options)
+  return {}
+
+
+def _build_stl10(args: argparse.Namespace) -> dict[str, int]:
+  from input_pipeline.build import stl10
+
+  given = ("limit", "shard_size", "licence")
+  options = {name: getattr(args, name) for name in given if hasattr(args, name)}
+  stl10.build(args.out, args.images, threads=args.threads, progress=not args.quiet, **options)
   return {}
 
 
@@ -193,7 +209,7 @@ def _input_of(args: argparse.Namespace) -> str:
   return " with ".join(filter(None, (getattr(args, "annotations", ""), args.images)))
 
 
-def _summary(out: str, set_aside: dict[str, int], seconds: float) -> str:
+def _summary(out: str, set_aside: dict[str, int], seconds: float, source: str) -> str:
   """What the data set now holds, what was left out, and what to type next."""
   manifest = records.read_manifest(out)
   lines = [f"{out} is ready ({progress.duration(seconds)})"]
@@ -216,8 +232,10 @@ def _summary(out: str, set_aside: dict[str, int], seconds: float) -> str:
       lines.append(f"{name}: {skips.by_reason(counts)}")
   if left_out["skipped"] or left_out["dropped"] or left_out["mended"]:
     lines.append(f"each is named in {os.path.join(out, 'skipped-SPLIT.jsonl')}")
-  lines.append(
-    f"next: python -m big_vision_ext.train --config configs/ps3/own_data.py:data={out} "
-    "--workdir runs/own_data"
-  )
+  config = {
+    "digits": f"configs/mim/focusmim.py:data={out},small",
+    "stl10": f"configs/mim/focusmim.py:data={out}",
+  }.get(source, f"configs/ps3/own_data.py:data={out}")
+  workdir = "runs/focusmim" if "mim" in config else "runs/own_data"
+  lines.append(f"next: python -m big_vision_ext.train --config {config} --workdir {workdir}")
   return "\n".join(lines)

@@ -46,7 +46,7 @@ INK_COLOURS = {
 _COLOUR_JITTER = 10
 _SUPERSAMPLE = 1.5
 # Ratio of the luminances of tag and ink as WCAG 2 defines it; its bar for large text is 3.
-_MIN_CONTRAST = 3.0
+MIN_CONTRAST = 3.0
 
 # The noun names the shape: rectangle, rounded rectangle, ellipse.
 _SHAPES = ("label", "tag", "sticker")
@@ -63,7 +63,8 @@ _WORD_CAPTIONS = (
 )
 
 
-def _luminance(rgb: tuple[int, int, int]) -> float:
+def luminance(rgb: tuple[int, int, int]) -> float:
+  """Relative luminance of a colour of 0..255, 0 to 1, as WCAG 2 defines it."""
   c = np.asarray(rgb) / 255
   linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
   return float(linear @ [0.2126, 0.7152, 0.0722])
@@ -71,13 +72,18 @@ def _luminance(rgb: tuple[int, int, int]) -> float:
 
 def contrast(tag: str, ink: str) -> float:
   """WCAG 2 contrast ratio of a tag colour and an ink colour, 1 (same) to 21 (black on white)."""
-  low, high = sorted((_luminance(TAG_COLOURS[tag]), _luminance(INK_COLOURS[ink])))
+  return ratio(TAG_COLOURS[tag], INK_COLOURS[ink])
+
+
+def ratio(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
+  """WCAG 2 contrast ratio of two colours of 0..255."""
+  low, high = sorted((luminance(one), luminance(other)))
   return (high + 0.05) / (low + 0.05)
 
 
 def inks_for(tag: str) -> list[str]:
   """The inks that can be read on a tag of this colour."""
-  return [ink for ink in INK_COLOURS if ink != tag and contrast(tag, ink) >= _MIN_CONTRAST]
+  return [ink for ink in INK_COLOURS if ink != tag and contrast(tag, ink) >= MIN_CONTRAST]
 
 
 @dataclasses.dataclass(frozen=True)

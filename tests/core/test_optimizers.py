@@ -161,3 +161,25 @@ def test_freezing_nothing_that_exists_or_everything_is_an_error():
     optimizers.split(PARAMS, ("c/.*",))
   with pytest.raises(ConfigError, match="every parameter is frozen"):
     optimizers.split(PARAMS, (".*",))
+
+
+def test_adam_has_its_decay_in_the_gradient_as_pytorch_does():
+  """PyTorch's documented algorithm in float64; decay far larger than in use, to be seen."""
+  optim = Optim(name="adam", b1=0.9, b2=0.99, eps=1e-6, weight_decay=0.3, clip_norm=None,
+                wd_mults=(("b/.*", 2.0), (".*", 1.0)), lr_mults=(("b/.*", 0.1),))
+  tx = optimizers.make(optim, 0.02, PARAMS)
+  params, state = PARAMS, tx.init(PARAMS)
+  want = {n: np.asarray(p, np.float64) for n, p in trees.flatten(PARAMS).items()}
+  m, v = ({n: np.zeros_like(p) for n, p in want.items()} for _ in range(2))
+  for t in range(1, 6):
+    updates, state = tx.update(grads(t), state, params)
+    params = optax.apply_updates(params, updates)
+    for n, g in trees.flatten(grads(t)).items():
+      g = np.asarray(g, np.float64) + 0.3 * (2.0 if n.startswith("b/") else 1.0) * want[n]
+      m[n] = 0.9 * m[n] + 0.1 * g
+      v[n] = 0.99 * v[n] + 0.01 * g**2
+      lr = 0.002 if n.startswith("b/") else 0.02
+      want[n] -= lr * (m[n] / (1 - 0.9**t)) / (np.sqrt(v[n] / (1 - 0.99**t)) + 1e-6)
+  for name, value in trees.flatten(params).items():
+    # float32 against float64 over five steps.
+    np.testing.assert_allclose(value, want[name], rtol=1e-5, atol=1e-6, err_msg=name)

@@ -53,3 +53,23 @@ def test_the_loss_is_one_ratio_of_sums_whatever_each_sample_counts():
   pred[weight == 0] = np.nan
   np.testing.assert_allclose(mim.masked_mse(*f32(pred, target, weight)), want, rtol=1e-6)
   assert mim.masked_mse(*f32(pred, target), np.zeros((4, 5), np.float32)) == 0
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_loss_of_pixels_is_the_published_ratio_over_the_batch(soft):
+  """sum((x - y)^2 m) / sum(m) with the mask repeated for each channel, in float64."""
+  rng = np.random.default_rng(4)
+  pred, target = rng.random((2, 3, 5, 7, 3))
+  weight = (rng.random((3, 5, 7)) > np.array([0.2, 0.5, 0.9])[:, None, None]).astype(float)
+  weight *= rng.random((3, 5, 7)) if soft else 1
+  m = np.repeat(weight[..., None], 3, axis=-1)
+  want = ((pred - target) ** 2 * m).sum() / m.sum()
+  got = mim.pixel_mse(*(np.float32(x) for x in (pred, target, weight)))
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  # Not the mean of the samples' own ratios.
+  each = [((p - t) ** 2 * w).sum() / w.sum() for p, t, w in zip(pred, target, m)]
+  assert abs(np.mean(each) - want) > 1e-4
+  # What is seen may be predicted as badly as can be.
+  spoiled = np.where(m > 0, pred, 1e6)
+  again = mim.pixel_mse(*(np.float32(x) for x in (spoiled, target, weight)))
+  np.testing.assert_allclose(again, want, rtol=1e-6)
