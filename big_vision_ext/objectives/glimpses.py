@@ -134,19 +134,17 @@ def next_targets(
 def rest_targets(
   looks: Sequence[Look], grids: Sequence[Grid]
 ) -> tuple[Look, Float[Array, "b m"], Seen]:
-  """All tokens of the finest scale that no look showed.
+  """All tokens of the finest scale that no look showed, in raster order, and their weights.
 
-  As many as are left if no two looks show the same; where they do, the list is filled up with
-  tokens of weight zero. In raster order otherwise.
+  The list is as long as what one look leaves, since looks may show the same: it is filled up with
+  tokens of weight zero. After a single look every weight is one.
   """
   b, (rows, columns) = looks[0][0].shape[0], grids[-1]
   seen = nothing(grids, b)
   for look in looks:
     seen = see(seen, look)
   old = seen[-1].reshape(b, rows * columns)
-  shown = [look[-1].shape[1] for look in looks]
-  # With overlaps more is left than the difference: room for all that one look cannot have shown.
-  room = rows * columns - (shown[0] if len(looks) == 1 else max(shown))
+  room = rows * columns - max(look[-1].shape[1] for look in looks)
   order = jnp.argsort(old, axis=1, stable=True)[:, :room].astype(jnp.int32)
   weight = 1.0 - jnp.take_along_axis(old, order, axis=1).astype(jnp.float32)
   empty = jnp.zeros((b, 0), jnp.int32)

@@ -23,7 +23,7 @@ _CANDIDATES = 16
 # Of the two-dimensional low-discrepancy sequence that generalises the golden ratio (Roberts 2018):
 # the real root of x^3 = x + 1.
 _PLASTIC = 1.324717957244746
-# Candidates for a next fixation, for the share that is drawn uniformly to be worth its name.
+# Of the looks of a learned policy so many at least go anywhere, so that it stays calibrated.
 LEAST_UNIFORM = 0.2
 
 
