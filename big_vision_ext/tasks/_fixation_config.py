@@ -89,6 +89,8 @@ def check(c: Config, vision, windows) -> None:
     wrong = (f"uniform_share={c.uniform_share}: of a learned policy at least "
              f"{scanpaths.LEAST_UNIFORM:.0%} of the looks must go anywhere, or what it learns is "
              "true only of where it went")
+  elif c.policy == "saliency" and not c.saliency:
+    wrong = "policy='saliency' needs saliency, an .npy file with a map (rows, columns)"
   elif c.temperature <= 0:
     wrong = f"temperature={c.temperature}: expected a number above 0"
   elif c.target == "residual" and len(vision.grids) < 2:

@@ -27,8 +27,18 @@ def gazes(n=2, t=3, seed=3):
   return np.array(jax.random.uniform(jax.random.key(seed), (n, t, 2)))
 
 
-def looks_at(gaze, grids=GRIDS, windows=WINDOWS):
-  return jax.device_get([glimpses.retina(gaze[:, t], grids, windows) for t in range(gaze.shape[1])])
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def look_at(gaze, grids=GRIDS, windows=WINDOWS):
+  return glimpses.retina(gaze, grids, windows)
+
+
+def looks_at(gaze, windows=WINDOWS):
+  return jax.device_get([look_at(gaze[:, t], GRIDS, windows) for t in range(gaze.shape[1])])
+
+
+def fast(f):
+  """Compiled quickly, to run once."""
+  return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.cache
@@ -41,10 +51,11 @@ def made(**kw):
     return model.apply({"params": params}, image, looks, gaze, looks[1:], aims)
 
   gaze = gazes()
+  looks = looks_at(gaze, (9, 3) if "surprise_hidden" in kw else WINDOWS)
   shapes = jax.eval_shape(
-    lambda k: model.init(k, images(), looks_at(gaze), gaze, looks_at(gaze)[1:],
-                         [gaze[:, 1:2], gaze[:, 2:]]), jax.random.key(0))
-  return model, tiny_vit.randomize(shapes["params"]), jax.jit(run)
+    lambda k: model.init(k, images(), looks, gaze, looks[1:], [gaze[:, 1:2], gaze[:, 2:]]),
+    jax.random.key(0))
+  return model, tiny_vit.randomize(shapes["params"]), fast(run)
 
 
 def of_mae(params):
@@ -88,8 +99,8 @@ def rest_loss(model, looks, image, gaze):
 
 def compare(mine, theirs, params, same_targets=True):
   """Loss, predictions and gradients, those of tables aside, which are no parameters here."""
-  (want, want_pred), want_grad = jax.jit(jax.value_and_grad(theirs, has_aux=True))(params)
-  (got, got_pred), got_grad = jax.jit(jax.value_and_grad(mine, has_aux=True))(of_mae(params))
+  (want, want_pred), want_grad = fast(jax.value_and_grad(theirs, has_aux=True))(params)
+  (got, got_pred), got_grad = fast(jax.value_and_grad(mine, has_aux=True))(of_mae(params))
   tiny_vit.assert_close(got, want)
   if same_targets:
     tiny_vit.assert_close(got_pred, want_pred)
@@ -100,7 +111,9 @@ def compare(mine, theirs, params, same_targets=True):
   tiny_vit.assert_close(got_grad, want_grad)
 
 
-@pytest.mark.parametrize("family, num_cls", [("random", 1), ("random", 3), ("disc", 1)])
+@pytest.mark.parametrize("family, num_cls", [
+  ("random", 3), pytest.param("random", 1, marks=pytest.mark.slow),
+  pytest.param("disc", 1, marks=pytest.mark.slow)])
 def test_one_look_at_one_scale_is_a_masked_autoencoder(family, num_cls):
   """Of random tokens CrossMAE, of those nearest to a gaze the hidden periphery."""
   model, params = reference(num_cls)
@@ -130,21 +143,21 @@ def test_several_looks_pooled_are_a_masked_autoencoder_that_sees_several_discs()
 
 def test_coarse_grid_first_and_fine_tokens_then_is_the_order_of_ps3():
   """The low-resolution pass with its keys and values kept, and a look encoded against them."""
-  model, params, _ = made()
+  model, params, run = made()
   gaze, image = gazes(t=2), images()
-  look_at = lambda t, windows: glimpses.retina(gaze[:, t], GRIDS, windows)
-  looks = [look_at(0, (9, 0)), look_at(1, (0, 3))]
-  preds, out = model.apply({"params": params}, image, looks, gaze, looks[1:], [None])
+  looks = [look_at(gaze[:, 0], GRIDS, (9, 0)), look_at(gaze[:, 1], GRIDS, (0, 3))]
+  preds, out = run(params, image, gaze, looks)
   assert preds[0].shape == (2, 9, 48) and out["seen"][0][0].shape == (2, 24, 24)
   tokens = out["tokens"]
-  encode = lambda x, kv=None: model.apply({"params": params}, x, kv, method="encode")
+  encode = fast(lambda x, kv=None: model.apply({"params": params}, x, kv, method="encode"))
   low, kept = encode(tokens[:, :25])
   high, _ = encode(tokens[:, 25:], kept["kv"])
   tiny_vit.assert_close(out["seen"][0][0], low[:, 1:])
   tiny_vit.assert_close(out["seen"][1][1], high[:, 1:])
   tiny_vit.assert_close(out["state"], np.stack([low[:, 0], high[:, 0]], axis=1))
   # What is predicted of the fine tokens is made of the coarse ones alone.
-  alone, _ = model.apply({"params": params}, image, looks[:1], gaze[:, :1], looks[1:], [None])
+  alone = fast(lambda p: model.apply(
+    {"params": p}, image, looks[:1], gaze[:, :1], looks[1:], [None])[0])(params)
   tiny_vit.assert_close(preds[0], alone[0])
 
 
@@ -239,8 +252,8 @@ def test_where_the_gaze_went_is_told_by_the_efference_copy_and_by_nothing_else()
   pred = {}
   for efference in (True, False):
     model, params, _ = made(frame="retinal", efference=efference)
-    ask = lambda step, at: model.apply(
-      {"params": params}, image, looks[:1], gaze[:, :1], [step], [at])[0][0]
+    ask = fast(lambda step, at, model=model, params=params: model.apply(
+      {"params": params}, image, looks[:1], gaze[:, :1], [step], [at])[0][0])
     pred[efference] = ask(looks[1], aim), ask(there, other)
   # Without it the two are told apart by nothing.
   np.testing.assert_allclose(*pred[False], atol=2e-5)
@@ -263,8 +276,9 @@ def test_what_comes_before_is_remembered_in_the_retinal_frame_with_its_movements
   assert not np.allclose(out["state"][:, 2], again["state"][:, 2], atol=1e-3)
 
 
-@pytest.mark.parametrize("change", [dict(scan=True), dict(remat_policy="nothing_saveable"),
-                                    dict(scan=True, remat_policy="dots_saveable")], ids=str)
+@pytest.mark.parametrize("change", [
+  dict(scan=True, remat_policy="dots_saveable"), pytest.param(dict(scan=True), marks=pytest.mark.slow),
+  pytest.param(dict(remat_policy="nothing_saveable"), marks=pytest.mark.slow)], ids=str)
 def test_how_it_is_computed_does_not_change_what(change):
   image, gaze = images(), gazes()
   looks = looks_at(gaze)
@@ -272,7 +286,7 @@ def test_how_it_is_computed_does_not_change_what(change):
   def value(kw, adapt):
     _, params, run = made(frame="retinal", **kw)
     loss = lambda p: sum(jnp.sum(x**2) for x in run(p, image, gaze, looks)[0])
-    return jax.jit(jax.value_and_grad(loss))(adapt(params))
+    return fast(jax.value_and_grad(loss))(adapt(params))
 
   own = made(frame="retinal")[1]
   adapt = layouts.loop_to_scan if "scan" in change else lambda p: p
@@ -286,8 +300,7 @@ def test_how_it_is_computed_does_not_change_what(change):
 def test_surprise_is_foretold_from_the_latest_look_at_the_whole_coarsest_grid():
   model, params, run = made(surprise_hidden=8)
   image, gaze = images(), gazes()
-  whole = lambda t, w: glimpses.retina(gaze[:, t], GRIDS, w)
-  looks = [whole(0, (9, 3)), whole(1, (2, 3)), whole(2, (9, 3))]
+  looks = [look_at(gaze[:, t], GRIDS, w) for t, w in enumerate(((9, 3), (2, 3), (9, 3)))]
   preds, out = run(params, image, gaze, looks)
   assert out["surprise"].shape == (2, 3, 1, 4, 6)
   np.testing.assert_array_equal(out["surprise"][:, 0], out["surprise"][:, 1])
@@ -301,7 +314,7 @@ def test_surprise_is_foretold_from_the_latest_look_at_the_whole_coarsest_grid():
   x = x @ head["fc2"]["kernel"] + head["fc2"]["bias"]
   np.testing.assert_allclose(out["surprise"][:, 2, 0].reshape(2, 24), x[..., 0], atol=1e-5)
   # It learns nothing into the encoder.
-  grads = jax.grad(lambda p: jnp.sum(run(p, image, gaze, looks)[1]["surprise"]))(params)
+  grads = fast(jax.grad(lambda p: jnp.sum(run(p, image, gaze, looks)[1]["surprise"])))(params)
   assert not np.any(grads["embedding"]["kernel"]) and np.any(grads["surprise_head"]["fc1"]["kernel"])
   with pytest.raises(ValueError, match="4 x 6 tokens"):
     run(params, image, gaze, looks_at(gaze))

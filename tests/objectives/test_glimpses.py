@@ -18,7 +18,8 @@ def path(b=5, t=3, seed=0):
 
 
 def looks_of(gaze, grids=GRIDS, windows=WINDOWS):
-  return jax.device_get([glimpses.retina(gaze[:, t], grids, windows) for t in range(gaze.shape[1])])
+  look = jax.jit(lambda at: glimpses.retina(at, grids, windows))
+  return jax.device_get([look(gaze[:, t]) for t in range(gaze.shape[1])])
 
 
 def boxes_of(index, grid, shape):
@@ -129,7 +130,8 @@ def test_looks_and_targets_do_not_depend_on_the_mesh_or_the_order_of_the_batch()
     return glimpses.next_targets(looks, GRIDS)[:2], glimpses.rest_targets(looks, GRIDS)[:2]
 
   gaze, order = path(b=8), np.array([3, 0, 4, 1, 2, 7, 6, 5])
-  mesh = jax.make_mesh((4, 2), ("data", "fsdp"))
+  auto = (jax.sharding.AxisType.Auto,) * 2
+  mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=auto)
   rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
   alone = jax.jit(make)(gaze)
   spread = jax.jit(make, out_shardings=rows)(jax.device_put(gaze, rows))

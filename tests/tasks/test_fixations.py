@@ -19,7 +19,7 @@ IMAGE = dict(width=24, depth=2, mlp_dim=40, num_heads=3, patch_size=4, image_siz
              decoder_mlp_dim=24)
 # The whole coarse grid of 4 x 4, and 3 x 3 of 8 x 8.
 MODEL = dict(image=IMAGE, windows=(4, 3), looks=3)
-SURPRISE = dict(policy="surprise", uniform_share=0.2)
+SURPRISE = dict(policy="surprise")
 
 
 def images(n=8, seed=0):
@@ -37,7 +37,23 @@ def made(frame="scene", surprise_hidden=0, scales=IMAGE["scales"], **model):
   task = tasks.make("fixations", model)
   shapes = jax.eval_shape(lambda k: task.init(k, {"image": images()}), jax.random.key(0))
   params = tiny_vit.randomize(shapes)
-  return task, params, jax.jit(lambda p, b, r: task.loss(p, b, r, True))
+  return task, params, fast(lambda p, b, r: task.loss(p, b, r, True))
+
+
+def fast(f):
+  """Compiled quickly, to run once or twice."""
+  return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def walk(task, params, image, rng=0, n=8):
+  """A scanpath, what it shows, and what is to be predicted then."""
+  def run(params, image):
+    gaze, looks = task.path(params, image, masks.sample_keys(jax.random.key(rng), n))
+    steps = task._steps(looks, gaze)
+    return gaze, looks, steps._replace(after=()), task._truth(params, image, looks, gaze, steps)
+
+  gaze, looks, steps, truth = jax.device_get(fast(run)(params, image))
+  return gaze, looks, steps._replace(after=tuple(range(1, len(looks)))), truth
 
 
 def test_the_loss_is_the_formula():
@@ -45,9 +61,10 @@ def test_the_loss_is_the_formula():
   task, params, loss = made(windows=(2, 3))
   image, rng = images(), jax.random.key(5)
   got, metrics = loss(params, {"image": image}, rng)
-  gaze, looks = task.path(params, image, masks.sample_keys(rng, 8))
+  gaze, looks, *_ = walk(task, params, image, 5)
   aims = [gaze[:, t:t + 1] for t in (1, 2)]
-  preds, _ = task.vision.apply({"params": params}, image, looks, gaze, looks[1:], aims)
+  preds = fast(lambda p: task.vision.apply(
+    {"params": p}, image, looks, gaze, looks[1:], aims)[0])(params)
   total = count = 0.0
   by = {(t, s): [] for t in (1, 2) for s in (0, 1)}
   half = np.asarray(resample.resize_cubic(image, (16, 16)))
@@ -84,41 +101,44 @@ def test_the_loss_is_the_formula():
 
 VARIANTS = {
   "scene": {},
-  "retinal": dict(frame="retinal", policy="walk"),
-  "residual": dict(target="residual", surprise_hidden=8, **SURPRISE),
-  "features": dict(target="features", frame="retinal"),
-  "pooled": dict(predict="rest", target="pix"),
+  "retinal": dict(frame="retinal", target="residual", surprise_hidden=8, policy="surprise"),
+  "features": dict(target="features", frame="retinal", policy="walk"),
+  "rest": dict(predict="rest", target="pix"),
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+def some_slow(fast):
+  return [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in VARIANTS]
+
+
+@pytest.mark.parametrize("name", some_slow(("retinal", "features")))
 def test_every_parameter_learns_and_the_teacher_does_not(name):
   task, params, _ = made(**VARIANTS[name])
   batch = {"image": images()}
-  grads = jax.jit(jax.grad(lambda p: task.loss(p, batch, jax.random.key(0), True)[0]))(params)
+  grads = fast(jax.grad(lambda p: task.loss(p, batch, jax.random.key(0), True)[0]))(params)
   flat = trees.flatten(grads)
   assert all(np.all(np.isfinite(g)) for g in flat.values())
   idle = {k for k, g in flat.items() if not np.any(np.asarray(g))}
-  # Nothing stands before the first look in the table of looks that are told apart by movements.
-  assert {k for k in idle if not k.startswith("teacher/")} == set()
+  # The predictor norms the blocks' outputs itself, as CrossMAE's does, so the last norm is idle.
+  norm = {f"Transformer/encoder_norm/{k}" for k in ("scale", "bias")}
+  assert {k for k in idle if not k.startswith("teacher/")} == norm
   assert {k for k in flat if k.startswith("teacher/")} == {k for k in idle if k.startswith("teacher/")}
   assert any(k.startswith("teacher/") for k in flat) == (name == "features")
 
 
-@pytest.mark.parametrize("name", ["retinal", "residual", "pooled"])
+@pytest.mark.parametrize("name", some_slow(("retinal",)))
 def test_loss_and_gradients_are_the_same_on_eight_devices(name):
   task, params, _ = made(**VARIANTS[name])
   value = jax.value_and_grad(lambda p, b: task.loss(p, b, jax.random.key(2), True), has_aux=True)
   batch = {"image": images()}
-  (want, metrics), want_grads = jax.jit(value)(params, batch)
+  (want, metrics), want_grads = fast(value)(params, batch)
   # Unequal weights: samples have different numbers of targets that count.
-  gaze, looks = task.path(params, batch["image"], masks.sample_keys(jax.random.key(2), 8))
-  counts = np.asarray(task._steps(looks, gaze).weight.sum(axis=1))
-  assert len(set(counts)) > 1
+  if name != "rest":
+    assert len(set(walk(task, params, batch["image"], 2)[2].weight.sum(axis=1))) > 1
   mesh = jax.make_mesh((4, 2, 1), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
   with sharding.use(mesh, sharding.DEFAULT_RULES):
     rows = sharding.batch_sharding(mesh, 8)
-    (got, others), grads = jax.jit(value)(params, jax.device_put(batch, rows))
+    (got, others), grads = fast(value)(params, jax.device_put(batch, rows))
   # float32 sums in another order.
   np.testing.assert_allclose(got, want, rtol=1e-5)
   for k, v in metrics.items():
@@ -132,11 +152,11 @@ def test_a_samples_scanpath_depends_on_its_key_and_picture_alone():
     extra = dict(saliency=jnp.ones((8, 3, 3))) if policy == "saliency" else {}
     task, params, _ = made(surprise_hidden=8, **SURPRISE)
     keys, image, order = masks.sample_keys(jax.random.key(0), 8), images(), np.arange(8)[::-1]
-    gaze, looks = task.path(params, image, keys, policy=policy, **extra)
-    mixed, _ = task.path(params, image[order], keys[order], policy=policy, **extra)
-    np.testing.assert_array_equal(np.asarray(gaze)[order], mixed)
-    again, _ = task.path(params, image, keys, policy=policy, **extra)
-    np.testing.assert_array_equal(gaze, again)
+    path = fast(lambda x, k, policy=policy, extra=extra: task.path(
+      params, x, k, policy=policy, **extra)[0])
+    gaze = path(image, keys)
+    np.testing.assert_array_equal(np.asarray(gaze)[order], path(image[order], keys[order]))
+    np.testing.assert_array_equal(gaze, path(image, keys))
     assert len({tuple(g.ravel()) for g in np.asarray(gaze)}) == 8
 
 
@@ -146,10 +166,13 @@ def test_the_next_fixation_does_not_move_when_what_is_unseen_changes():
   A quarter is made of four pixels with weights -3, 19, 19, -3 of 32: the middle two may change
   against each other, and the sums, exact in float32, stay.
   """
-  task, params, _ = made(surprise_hidden=8, scales=(8, 32), looks=4, windows=(2, 2), **SURPRISE)
+  task, params, _ = made(surprise_hidden=8, scales=(8, 32), looks=4, windows=(2, 2),
+                         **SURPRISE)
   keys, image = masks.sample_keys(jax.random.key(0), 16), np.clip(images(16), 20, 235)
-  walk = jax.jit(lambda x: task.path(params, x, keys))
+  walk = fast(lambda x: task.path(params, x, keys))
   gaze, looks = jax.device_get(walk(image))
+  foretell = fast(lambda x: task.vision.apply({"params": params}, x, looks, gaze)[1]["surprise"])
+  score = foretell(image)
   hidden = np.tile(np.array([0, 15, -15, 0]), 8)[:, None].astype(np.int16)
   for count in (1, 2, 3):
     seen = np.zeros((16, 64), bool)
@@ -160,15 +183,17 @@ def test_the_next_fixation_does_not_move_when_what_is_unseen_changes():
     np.testing.assert_array_equal(*(resample.resize_cubic(x, (8, 8)) for x in (image, changed)))
     other, _ = jax.device_get(walk(changed))
     np.testing.assert_array_equal(other[:, :count + 1], gaze[:, :count + 1])
-    # The test can fail: the look after has seen some of it.
-    assert count == 3 or np.any(other[:, count + 1:] != gaze[:, count + 1:])
+    # The test can fail: what the looks after have seen is another picture.
+    again = foretell(changed)
+    np.testing.assert_array_equal(again[:, :count + 1], score[:, :count + 1])
+    assert count == 3 or not np.allclose(again[:, count + 1], score[:, count + 1], atol=1e-4)
 
 
 def test_the_surprise_policy_looks_where_errors_are_foretold_and_not_back():
   task, params, _ = made(surprise_hidden=8, policy="surprise", temperature=0.02, windows=(4, 4))
   keys, image = masks.sample_keys(jax.random.key(0), 64), images(64)
-  gaze, looks = task.path(params, image, keys)
-  _, out = task.vision.apply({"params": params}, image, looks, gaze)
+  gaze, looks = fast(lambda p: task.path(p, image, keys))(params)
+  out = fast(lambda p: task.vision.apply({"params": p}, image, looks, gaze)[1])(params)
   cell = (np.asarray(gaze) * 4).astype(int) @ np.array([4, 1])
   top = np.asarray(out["surprise"][:, 0, 0]).reshape(64, 16)
   seen = np.zeros((64, 8, 8), bool).reshape(64, 64)
@@ -187,10 +212,8 @@ def test_the_surprise_policy_looks_where_errors_are_foretold_and_not_back():
 def test_a_residual_target_and_its_base_make_the_pixels_again():
   task, params, _ = made(target="residual")
   image = images()
-  gaze, looks = task.path(params, image, masks.sample_keys(jax.random.key(0), 8))
-  steps = task._steps(looks, gaze)
-  truth = task._truth(params, image, looks, gaze, steps)
-  plain = made(target="pix")[0]._truth(params, image, looks, gaze, steps)
+  _, looks, _, truth = walk(task, params, image)
+  plain = walk(made(target="pix")[0], params, image)[-1]
   np.testing.assert_allclose(truth.target + truth.shift, plain.target, atol=1e-5)
   # Fine tokens are given as the coarse view, seen whole, shows them.
   small = np.asarray(resample.resize_cubic(image, (16, 16)))
@@ -201,14 +224,13 @@ def test_a_residual_target_and_its_base_make_the_pixels_again():
     want = large[0, 4 * y:4 * y + 4, 4 * x:4 * x + 4].reshape(-1)
     np.testing.assert_allclose(truth.shift[0, 16 + j], want, atol=1e-5)
   # Smaller than what it is the residual of, as natural scales are.
-  assert np.mean(np.asarray(truth.target) ** 2) < 0.7 * np.mean(np.asarray(plain.target) ** 2)
+  assert np.mean(np.asarray(truth.target) ** 2) < 0.9 * np.mean(np.asarray(plain.target) ** 2)
 
 
 def test_the_surprise_loss_is_that_of_the_formula():
   task, params, _ = made(surprise_hidden=8)
   image = images()
-  gaze, looks = task.path(params, image, masks.sample_keys(jax.random.key(0), 8))
-  steps = task._steps(looks, gaze)
+  _, looks, steps, _ = walk(task, params, image)
   rng = np.random.default_rng(0)
   surprise = rng.normal(size=(8, 3, 1, 4, 4)).astype(np.float32)
   error = rng.uniform(0.1, 2, steps.weight.shape).astype(np.float32)
@@ -243,38 +265,40 @@ def test_the_teacher_follows_slowly_and_only_where_there_is_one():
   assert "teacher" in fresh and "teacher" not in made()[1]
 
 
-def test_what_was_seen_is_given_and_the_rest_is_predicted_in_pictures():
-  for name in ("scene", "residual", "retinal"):
-    task, params, _ = made(**VARIANTS[name])
-    batch = {"image": images(), "index": np.arange(8)}
-    out = jax.device_get(jax.jit(task.reconstruct)(params, batch))
-    gaze, looks = task.path(params, batch["image"], task._keys(batch, 0))
-    np.testing.assert_allclose(out["scanpath"], gaze)
-    hidden = np.ones((8, 64))
-    for look in looks:
-      np.put_along_axis(hidden, np.asarray(look[1]), 0, axis=1)
-    np.testing.assert_array_equal(out["hidden"].reshape(8, 64), hidden)
-    pixels = np.kron(hidden.reshape(8, 8, 8), np.ones((1, 4, 4))) > 0
-    for picture in ("input", "prediction"):
-      assert out[picture].shape == (8, 32, 32, 3)
-      np.testing.assert_allclose(out[picture][~pixels], batch["image"][~pixels], atol=1e-3)
-    # The first look shows all at half the size; elsewhere the picture is that, enlarged.
-    half = resample.resize_cubic(resample.resize_cubic(batch["image"], (16, 16)), (32, 32))
-    np.testing.assert_allclose(out["input"][pixels], np.asarray(half)[pixels], atol=1e-3)
-    assert np.abs(out["prediction"] - batch["image"])[pixels].mean() > 5
-    assert ("surprise" in out) == (name == "residual")
-    row = jax.device_get(task.reconstruct(params, {k: v[3:4] for k, v in batch.items()}))
-    np.testing.assert_allclose(row["prediction"][0], out["prediction"][3], atol=2e-3)
-    np.testing.assert_allclose(row["loss"][0], out["loss"][3], rtol=1e-4)
+@pytest.mark.parametrize("model", [
+  dict(target="residual", frame="retinal", surprise_hidden=8),
+  pytest.param(dict(policy="walk"), marks=pytest.mark.slow)], ids=str)
+def test_what_was_seen_is_given_and_the_rest_is_predicted_in_pictures(model):
+  task, params, _ = made(**model)
+  batch = {"image": images(), "index": np.arange(8)}
+  out = jax.device_get(fast(task.reconstruct)(params, batch))
+  gaze, looks = fast(lambda b, task=task: task.path({}, b["image"], task._keys(b, 0)))(batch)
+  np.testing.assert_allclose(out["scanpath"], gaze)
+  hidden = np.ones((8, 64))
+  for look in looks:
+    np.put_along_axis(hidden, np.asarray(look[1]), 0, axis=1)
+  np.testing.assert_array_equal(out["hidden"].reshape(8, 64), hidden)
+  pixels = np.kron(hidden.reshape(8, 8, 8), np.ones((1, 4, 4))) > 0
+  for picture in ("input", "prediction"):
+    assert out[picture].shape == (8, 32, 32, 3)
+    np.testing.assert_allclose(out[picture][~pixels], batch["image"][~pixels], atol=1e-3)
+  # The first look shows all at half the size; elsewhere the picture is that, enlarged.
+  half = resample.resize_cubic(resample.resize_cubic(batch["image"], (16, 16)), (32, 32))
+  np.testing.assert_allclose(out["input"][pixels], np.asarray(half)[pixels], atol=1e-3)
+  assert np.abs(out["prediction"] - batch["image"])[pixels].mean() > 5
+  assert ("surprise" in out) == ("surprise_hidden" in model)
+  row = jax.device_get(fast(task.reconstruct)(params, {k: v[3:4] for k, v in batch.items()}))
+  np.testing.assert_allclose(row["prediction"][0], out["prediction"][3], atol=2e-3)
+  np.testing.assert_allclose(row["loss"][0], out["loss"][3], rtol=1e-4)
 
 
 def test_a_perfect_prediction_gives_the_picture_back():
   for target in ("norm_pix", "residual", "pix"):
     task, params, _ = made(target=target, windows=(2, 3))
     image = images()
-    gaze, looks = task.path(params, image, masks.sample_keys(jax.random.key(0), 8))
-    steps = task._rest(looks, gaze)
-    truth = task._truth(params, image, looks, gaze, steps)
+    _, looks, *_ = walk(task, params, image)
+    steps = task._rest(looks, None)
+    truth = task._truth(params, image, looks, None, steps)
     raw = _fixation_targets.pixels(image, task.vision, 1, steps.tokens[0][1])
     np.testing.assert_allclose(truth.target * truth.scale + truth.shift, raw, atol=2e-5)
     shown = _fixation_targets.shown(image, steps.before[0], task.vision)
@@ -289,11 +313,12 @@ def test_a_perfect_prediction_gives_the_picture_back():
 def test_more_looks_are_a_prefix_and_embeddings_do_not_depend_on_the_batch():
   task, params, _ = made(surprise_hidden=8, **SURPRISE)
   image = images()
-  for looks in (1, 2, 3, None):
-    whole = jax.jit(lambda p, b, n=looks: task.embed_image(p, b, looks=n))(params, {"image": image})
-    part = task.embed_image(params, {"image": image[2:4]}, looks=looks)
+  for looks in (2, None):
+    whole = fast(lambda p, b, n=looks: task.embed_image(p, b, looks=n))(params, {"image": image})
+    part = fast(lambda p, b, n=looks: task.embed_image(p, b, looks=n))(
+      params, {"image": image[2:4]})
     np.testing.assert_allclose(whole[2:4], part, atol=1e-5)
-  out = task.measure_looks(params, {"image": image})
+  out = fast(task.measure_looks)(params, {"image": image})
   assert out["error"].shape == out["seen"].shape == (8, 3) and out["state"].shape == (8, 3, 24)
   seen = np.asarray(out["seen"])
   np.testing.assert_allclose(seen[:, 0], 9 / 64, rtol=1e-6)
@@ -330,7 +355,7 @@ def test_flops_of_one_look_are_those_of_a_masked_autoencoder():
   (dict(image=IMAGE | dict(causal=False)), "causal=False"),
   (dict(image=IMAGE | dict(scales=()), windows=(3,), target="residual"), "several image.scales"),
   (dict(target="features", predict="rest"), "predict='next'"),
-  (dict(teacher=1.5), "teacher=1.5"), (dict(temperature=0.0), "temperature=0.0"),
+  (dict(policy="saliency"), "needs saliency"), (dict(teacher=1.5), "teacher=1.5"), (dict(temperature=0.0), "temperature=0.0"),
   (dict(saliency="no/such/map.npy"), "no/such/map.npy"),
   (dict(image=IMAGE | dict(image_size=30)), "image_size=30|30 pixels"),
   (dict(image=IMAGE | dict(max_looks=2)), "max_looks=2"),
