@@ -45,7 +45,7 @@ class Evaluator:
                policies: Sequence[str] | None = None, l2: float = 1.0, seed: int = 0,
                batch_size: int = 32):
     if "looks" not in getattr(task, "outputs", {}):
-      raise ValueError("fixations: this task does not look around; it measures the task 'fixations'")
+      raise ValueError("fixations: this task does not look around; it measures 'fixations'")
     policies = [task.config.policy] if policies is None else list(policies)
     for name in policies:
       if name not in scanpaths.POLICIES:

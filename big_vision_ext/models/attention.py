@@ -20,8 +20,8 @@ from big_vision_ext.models import attention_cpu, attention_tpu, remat
 
 IMPLEMENTATIONS = ("einsum", "heads", "xla", "cudnn", "splash", "portable")
 
-# What each of a row of groups of tokens may read: (queries, keys), the next so many queries attend to
-# the first so many keys. A causal order of groups is lengths and running sums of lengths.
+# What each of a row of groups of tokens may read: (queries, keys), the next so many queries attend
+# to the first so many keys. A causal order of groups is lengths and running sums of lengths.
 Spans = Sequence[tuple[int, int]]
 
 # Above this many scores (16 MiB) the CPU goes head by head and recomputes the scores in the

@@ -340,8 +340,8 @@ def pyramid(scales: Sequence[int], patch: int, finest: Grid) -> tuple[Grid, ...]
   grids = []
   for height in scales:
     if height % patch or (height // patch * columns) % rows:
-      raise ValueError(f"scales={tuple(scales)}: an image of {height} pixels, shaped like a grid of "
-                       f"{rows} x {columns}, is no whole number of patches of {patch}.")
+      raise ValueError(f"scales={tuple(scales)}: an image of {height} pixels, shaped like a grid "
+                       f"of {rows} x {columns}, is no whole number of patches of {patch}.")
     grids.append((height // patch, height // patch * columns // rows))
   if grids[-1] != finest or sorted(set(grids)) != grids:
     raise ValueError(f"scales={tuple(scales)} must grow and end at the image's height, "

@@ -174,7 +174,10 @@ def residual(
 
 
 def inverse_variance(
-  target: Float[Array, "b m p"], weight: Float[Array, "b m"], scale: Int[np.ndarray, "m"], count: int
+  target: Float[Array, "b m p"],
+  weight: Float[Array, "b m"],
+  scale: Int[np.ndarray, "m"],
+  count: int,
 ) -> Float[Array, "s"]:
   """beta of each scale: one over the variance of what is to be predicted there, in the whole batch.
 

@@ -14,20 +14,20 @@ class Config:
   """`config.model` of the task "fixations".
 
   Attributes:
-    image: fields of `models.fixations.FixationModel`, with `variant` and `image_size` as shorthands.
+    image: fields of `models.fixations.FixationModel`; `variant` and `image_size` are shorthands.
     windows: sides of what a look shows, in tokens of each scale; or such a tuple for each look.
     looks: number of fixations.
     shape: of a window, see `objectives.glimpses.retina`.
     policy: where to look, one of `objectives.scanpaths.POLICIES`.
     uniform_share: share of looks of the policies "saliency" and "surprise" that go anywhere.
     temperature: of "surprise": the gaze falls on a cell in proportion to error^(1 / temperature).
-    saliency: of "saliency": an .npy file with a map (rows, columns), used for every image whose batch
-      has no "saliency" of its own.
+    saliency: of "saliency": an .npy file with a map (rows, columns), used for every image whose
+      batch has no "saliency" of its own.
     predict: "next", what the next look shows anew, or "rest", after the last look all tokens of the
       finest scale that were not shown.
-    target: "norm_pix", pixels of a token, normalised by their own mean and deviation; "pix", pixels;
-      "residual", their difference to the finest coarser view that was seen; "features", what a
-      moving average of the encoder makes of the token when it sees it.
+    target: "norm_pix", pixels of a token, normalised by their own mean and deviation; "pix",
+      pixels; "residual", their difference to the finest coarser view that was seen; "features",
+      what a moving average of the encoder makes of the token when it sees it.
     teacher: decay of that moving average. It is among the parameters, as `teacher`, and must be
       frozen: `config.optim.freeze=("teacher/.*",)`.
     surprise_weight: of the loss of the head that foretells errors, if there is one.
@@ -75,8 +75,8 @@ def check(c: Config, vision, windows) -> None:
   if c.looks < 1 or vision.max_looks < c.looks:
     wrong = f"looks={c.looks}: expected 1 to image.max_looks={vision.max_looks}"
   elif c.predict == "next" and (c.looks < 2 or not vision.causal):
-    wrong = (f"predict='next' with looks={c.looks}, image.causal={vision.causal}: expected at least 2 "
-             "looks in causal order; or take predict='rest'")
+    wrong = (f"predict='next' with looks={c.looks}, image.causal={vision.causal}: expected at "
+             "least 2 looks in causal order; or take predict='rest'")
   elif not 0 < finest**2 < np.prod(vision.grids[-1]):
     wrong = (f"windows={c.windows!r}: some look, and none of them all, of the finest scale's "
              f"{vision.grids[-1]} tokens must be shown")

@@ -17,7 +17,7 @@ import numpy as np
 
 from big_vision_ext.core import flops, patches, typed
 from big_vision_ext.models import fixations, resample, vit
-from big_vision_ext.objectives import glimpses, masks, mim, scanpaths
+from big_vision_ext.objectives import glimpses, masks, scanpaths
 from big_vision_ext.tasks import _fixation_config, _fixation_targets, _towers
 from big_vision_ext.tasks._fixation_config import Config
 

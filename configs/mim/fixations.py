@@ -5,21 +5,21 @@ Smoke run (CPU, a minute; needs the sample data, see the README):
     --config configs/mim/fixations.py:runlocal,data=data/sample --workdir runs/smoke
 
 On a pod (the same command on every host; `data` is a folder made by `input_pipeline.build`):
-  python -m big_vision_ext.train --distributed --workdir /checkpoints/fixations \
-    --config configs/mim/fixations.py:frame=retinal,policy=surprise,target=residual,data=/data/images
+  python -m big_vision_ext.train --distributed --workdir /checkpoints/fixations --config \
+    configs/mim/fixations.py:frame=retinal,policy=surprise,target=residual,data=/data/images
 
-Five looks, each of 68 tokens: the whole image at 96 px, and 4 x 4 tokens around the point of gaze at
-192 and at 384 px, of 144 and 576. After each the model predicts what the next look shows anew.
+Five looks, each of 68 tokens: the whole image at 96 px, and 4 x 4 tokens around the point of gaze
+at 192 and at 384 px, of 144 and 576. After each the model predicts what the next look shows anew.
 
   frame=scene|retinal     places in the image are told, or only movements of the gaze are
   policy=uniform|centre|walk|coverage|saliency|surprise    where to look; "surprise" is learned, and
                           "saliency" wants --config.model.saliency=MAP.npy
   target=norm_pix|pix|residual|features
 
-Source: our own; the question is that of Weiler et al. 2024 ("Masked Image Modeling as a Framework for
-Self-Supervised Learning across Eye Movements", arXiv 2404.08526), whose model sees one fixation; the
-order of encoding is that of PS3, the predictor that of CrossMAE, rates and schedule are MAE's. No
-result of this config is claimed.
+Source: our own; the question is that of Weiler et al. 2024 ("Masked Image Modeling as a Framework
+for Self-Supervised Learning across Eye Movements", arXiv 2404.08526), whose model sees one
+fixation; the order of encoding is that of PS3, the predictor that of CrossMAE, rates and schedule
+are MAE's. No result of this config is claimed.
 """
 
 import ml_collections

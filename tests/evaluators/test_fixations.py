@@ -1,4 +1,4 @@
-"""What is known after each look: against numbers by hand, and the same on any batches and devices."""
+"""What is known after each look: numbers by hand, the same on any batches and devices."""
 
 import jax
 import numpy as np
@@ -63,7 +63,8 @@ def test_the_curve_of_a_probe_over_looks(place):
 
 
 @pytest.mark.parametrize("spec, message", [
-  (dict(policies=("walks",)), "'walks'"), (dict(l2=0.0), "l2=0.0"), (dict(policy="walk"), "policies"),
+  (dict(policies=("walks",)), "'walks'"), (dict(l2=0.0), "l2=0.0"),
+  (dict(policy="walk"), "policies"),
 ])
 def test_what_cannot_be_measured_is_refused(place, spec, message):
   task = tasks.make("fixations", MODEL)

@@ -1,6 +1,7 @@
 """Several fixations: exact special cases, and nothing is known before it is seen."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,8 @@ def reference(num_cls=1):
   """A CrossMAE of the same sizes, on one grid that is not square, and its parameters."""
   model = mae.MaskedAutoencoder(**TINY | dict(decoder="cross", num_cls=num_cls))
   index = np.zeros((1, 4), np.int32)
-  params = tiny_vit.randomize(jax.eval_shape(model.init, jax.random.key(0), images(1), index, index)["params"])
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images(1), index, index)
+  params = tiny_vit.randomize(shapes["params"])
   for name, width in (("pos_embedding", 24), ("decoder_pos_embedding", 16)):
     params[name] = vit.sincos2d_mae(8, 12, width)[None]
   return model, params
@@ -277,7 +279,8 @@ def test_what_comes_before_is_remembered_in_the_retinal_frame_with_its_movements
 
 
 @pytest.mark.parametrize("change", [
-  dict(scan=True, remat_policy="dots_saveable"), pytest.param(dict(scan=True), marks=pytest.mark.slow),
+  dict(scan=True, remat_policy="dots_saveable"),
+  pytest.param(dict(scan=True), marks=pytest.mark.slow),
   pytest.param(dict(remat_policy="nothing_saveable"), marks=pytest.mark.slow)], ids=str)
 def test_how_it_is_computed_does_not_change_what(change):
   image, gaze = images(), gazes()
@@ -310,12 +313,13 @@ def test_surprise_is_foretold_from_the_latest_look_at_the_whole_coarsest_grid():
   x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
   x = x * head["norm"]["scale"] + head["norm"]["bias"]
   x = x @ head["fc1"]["kernel"] + head["fc1"]["bias"]
-  x = x * 0.5 * (1 + np.vectorize(__import__("math").erf)(x / np.sqrt(2)))
+  x = x * 0.5 * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
   x = x @ head["fc2"]["kernel"] + head["fc2"]["bias"]
   np.testing.assert_allclose(out["surprise"][:, 2, 0].reshape(2, 24), x[..., 0], atol=1e-5)
   # It learns nothing into the encoder.
   grads = fast(jax.grad(lambda p: jnp.sum(run(p, image, gaze, looks)[1]["surprise"])))(params)
-  assert not np.any(grads["embedding"]["kernel"]) and np.any(grads["surprise_head"]["fc1"]["kernel"])
+  assert not np.any(grads["embedding"]["kernel"])
+  assert np.any(grads["surprise_head"]["fc1"]["kernel"])
   with pytest.raises(ValueError, match="4 x 6 tokens"):
     run(params, image, gaze, looks_at(gaze))
 

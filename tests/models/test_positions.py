@@ -59,7 +59,8 @@ def test_retinal_codes_are_distances_from_the_gaze_in_the_tokens_own_size():
 def test_a_shifted_gaze_gives_shifted_tokens_the_same_retinal_code():
   gaze = jnp.array([[[0.25, 0.5]]])
   here = positions.retinal(jnp.array([[13, 14]]), 1, GRIDS, 24, gaze)
-  moved = positions.retinal(jnp.array([[13 + 7, 14 + 7]]), 1, GRIDS, 24, gaze + jnp.array([1 / 4, 1 / 6]))
+  there = gaze + jnp.array([1 / 4, 1 / 6])
+  moved = positions.retinal(jnp.array([[13 + 7, 14 + 7]]), 1, GRIDS, 24, there)
   np.testing.assert_allclose(moved, here, atol=4e-6)
 
 

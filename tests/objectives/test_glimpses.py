@@ -1,4 +1,4 @@
-"""Looks and targets: constant counts, nothing predicted that was seen, boxes compared as pixels are."""
+"""Looks and targets: constant counts, nothing predicted that was seen, boxes as pixels are."""
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +137,8 @@ def test_looks_and_targets_do_not_depend_on_the_mesh_or_the_order_of_the_batch()
   spread = jax.jit(make, out_shardings=rows)(jax.device_put(gaze, rows))
   mixed = jax.jit(make)(gaze[order])
   jax.tree.map(np.testing.assert_array_equal, alone, spread)
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[order], b), jax.device_get(alone), mixed)
+  same = lambda a, b: np.testing.assert_array_equal(a[order], b)
+  jax.tree.map(same, jax.device_get(alone), mixed)
 
 
 def test_a_residual_is_the_difference_to_the_finest_view_that_was_seen():

@@ -1,4 +1,4 @@
-"""The task "fixations": its loss by hand, what its policy may know, and what its outputs promise."""
+"""The task "fixations": its loss by hand, what its policy may know, what its outputs promise."""
 
 import functools
 
@@ -122,8 +122,8 @@ def test_every_parameter_learns_and_the_teacher_does_not(name):
   # The predictor norms the blocks' outputs itself, as CrossMAE's does, so the last norm is idle.
   norm = {f"Transformer/encoder_norm/{k}" for k in ("scale", "bias")}
   assert {k for k in idle if not k.startswith("teacher/")} == norm
-  assert {k for k in flat if k.startswith("teacher/")} == {k for k in idle if k.startswith("teacher/")}
-  assert any(k.startswith("teacher/") for k in flat) == (name == "features")
+  teacher = {k for k in flat if k.startswith("teacher/")}
+  assert teacher <= idle and bool(teacher) == (name == "features")
 
 
 @pytest.mark.parametrize("name", some_slow(("retinal",)))
@@ -152,7 +152,7 @@ def test_a_samples_scanpath_depends_on_its_key_and_picture_alone():
     extra = dict(saliency=jnp.ones((8, 3, 3))) if policy == "saliency" else {}
     task, params, _ = made(surprise_hidden=8, **SURPRISE)
     keys, image, order = masks.sample_keys(jax.random.key(0), 8), images(), np.arange(8)[::-1]
-    path = fast(lambda x, k, policy=policy, extra=extra: task.path(
+    path = fast(lambda x, k, task=task, params=params, policy=policy, extra=extra: task.path(
       params, x, k, policy=policy, **extra)[0])
     gaze = path(image, keys)
     np.testing.assert_array_equal(np.asarray(gaze)[order], path(image[order], keys[order]))
@@ -351,11 +351,13 @@ def test_flops_of_one_look_are_those_of_a_masked_autoencoder():
   (dict(policy="walks"), "did you mean 'walk'"),
   (dict(policy="surprise"), "surprise_hidden"),
   (dict(image=IMAGE | dict(surprise_hidden=8), windows=(2, 3)), "4 x 4 tokens the first look"),
-  (dict(image=IMAGE | dict(surprise_hidden=8), policy="surprise", uniform_share=0.1), "at least 20%"),
+  (dict(image=IMAGE | dict(surprise_hidden=8), policy="surprise", uniform_share=0.1),
+   "at least 20%"),
   (dict(image=IMAGE | dict(causal=False)), "causal=False"),
   (dict(image=IMAGE | dict(scales=()), windows=(3,), target="residual"), "several image.scales"),
   (dict(target="features", predict="rest"), "predict='next'"),
-  (dict(policy="saliency"), "needs saliency"), (dict(teacher=1.5), "teacher=1.5"), (dict(temperature=0.0), "temperature=0.0"),
+  (dict(policy="saliency"), "needs saliency"), (dict(teacher=1.5), "teacher=1.5"),
+  (dict(temperature=0.0), "temperature=0.0"),
   (dict(saliency="no/such/map.npy"), "no/such/map.npy"),
   (dict(image=IMAGE | dict(image_size=30)), "image_size=30|30 pixels"),
   (dict(image=IMAGE | dict(max_looks=2)), "max_looks=2"),
