@@ -288,7 +288,7 @@ def test_how_it_is_computed_does_not_change_what(change):
 
   def value(kw, adapt):
     _, params, run = made(frame="retinal", **kw)
-    loss = lambda p: sum(jnp.sum(x**2) for x in run(p, image, gaze, looks)[0])
+    loss = lambda p: sum(jnp.sum(x**2) for x in run.__wrapped__(p, image, gaze, looks)[0])
     return fast(jax.value_and_grad(loss))(adapt(params))
 
   own = made(frame="retinal")[1]
@@ -317,7 +317,8 @@ def test_surprise_is_foretold_from_the_latest_look_at_the_whole_coarsest_grid():
   x = x @ head["fc2"]["kernel"] + head["fc2"]["bias"]
   np.testing.assert_allclose(out["surprise"][:, 2, 0].reshape(2, 24), x[..., 0], atol=1e-5)
   # It learns nothing into the encoder.
-  grads = fast(jax.grad(lambda p: jnp.sum(run(p, image, gaze, looks)[1]["surprise"])))(params)
+  foretell = lambda p: jnp.sum(run.__wrapped__(p, image, gaze, looks)[1]["surprise"])
+  grads = fast(jax.grad(foretell))(params)
   assert not np.any(grads["embedding"]["kernel"])
   assert np.any(grads["surprise_head"]["fc1"]["kernel"])
   with pytest.raises(ValueError, match="4 x 6 tokens"):
