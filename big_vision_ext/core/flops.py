@@ -146,6 +146,42 @@ def conv_autoencoder(
   return totals[0], totals[1]
 
 
+def looks(
+  *,
+  patches_seen: int,
+  spans: Sequence[tuple[int, int]],
+  steps: Sequence[tuple[int, int]],
+  width: int,
+  depth: int,
+  mlp_dim: int,
+  patch_size: int,
+  decoder_width: int,
+  decoder_depth: int,
+  decoder_mlp_dim: int,
+  outputs: int,
+) -> int:
+  """A model of fixations on one image: some looks encoded, some targets predicted.
+
+  Args:
+    patches_seen: patches embedded, of all looks.
+    spans: tokens of each group of the sequence, and the keys that they read.
+    steps: targets of each step, and the keys that they read; none for encoding alone.
+    width, depth, mlp_dim, patch_size: of the encoder.
+    decoder_width, decoder_depth, decoder_mlp_dim: of the predictor.
+    outputs: numbers predicted for a target.
+  """
+  total = patches(patches_seen, width, patch_size)
+  total += depth * sum(block(n, width, mlp_dim, keys - n) for n, keys in spans)
+  if not steps:
+    return total
+  e, targets = decoder_width, sum(n for n, _ in steps)
+  seen = sum(n for n, _ in spans)
+  cross = 4 * targets * e**2 + 4 * seen * width * e + sum(4 * n * keys * e for n, keys in steps)
+  mlp = 4 * targets * e * decoder_mlp_dim
+  mix = 2 * (depth + 1) * seen * width
+  return total + decoder_depth * (cross + mlp + mix) + 2 * targets * e * outputs
+
+
 def text(
   *,
   text_len: int,

@@ -21,6 +21,7 @@ def embedding(task, looks: int = 0) -> Callable:
     task: the task.
     looks: 0 for the task's `image` output. Above, for tasks that select: bottom-up looks; the
       pooled low-resolution pass and the pooled selected tokens, each of unit length, side by side.
+      For tasks that look around (`num_looks`): what is known after so many looks.
 
   Raises:
     ValueError: looks of a task that selects nothing.
@@ -28,6 +29,9 @@ def embedding(task, looks: int = 0) -> Callable:
   if not looks:
     image = task.outputs["image"]
     return jax.jit(lambda params, batch: {"x": image(params, batch)})
+  if hasattr(task, "num_looks"):
+    image = task.outputs["image"]
+    return jax.jit(lambda params, batch: {"x": image(params, batch, looks=looks)})
   if "encode" not in task.outputs:
     raise ValueError(f"looks={looks}: this task has one scale and selects nothing; expected 0")
   encode = task.outputs["encode"]

@@ -9,7 +9,7 @@ shapes, XLA does better with the tokens in front.
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,10 @@ from jaxtyping import Array, Bool, Float
 from big_vision_ext.models import attention_cpu, attention_tpu, remat
 
 IMPLEMENTATIONS = ("einsum", "heads", "xla", "cudnn", "splash", "portable")
+
+# What each of a row of groups of tokens may read: (queries, keys), the next so many queries attend
+# to the first so many keys. A causal order of groups is lengths and running sums of lengths.
+Spans = Sequence[tuple[int, int]]
 
 # Above this many scores (16 MiB) the CPU goes head by head and recomputes the scores in the
 # backward pass. Measured on two cores: below, the loop costs more than it saves; above, training
@@ -34,6 +38,7 @@ def attend(
   v: Float[Array, "b tk h k"],
   *,
   mask: Bool[Array, "b tk"] | None = None,
+  spans: Spans | None = None,
   implementation: str | None = None,
 ) -> Float[Array, "b tq h k"]:
   """Scaled dot-product attention, softmax in float32, result in the type of `q`.
@@ -43,6 +48,8 @@ def attend(
     k: keys.
     v: values.
     mask: which keys may be attended to. A row without any true entry counts as all true.
+    spans: see `Spans`; None if every query may attend to every key. Each group is attended to for
+      itself, so that nothing is computed for keys that it may not read, in any implementation.
     implementation: one of `IMPLEMENTATIONS`, or None for the best one of the platform that the
       mesh in force (`jax.set_mesh`) names, else of the default backend.
 
@@ -50,6 +57,8 @@ def attend(
     ValueError: shapes or types do not fit together, or the implementation is unknown.
   """
   _check(q, k, v, mask)
+  if spans is not None:
+    return _by_spans(q, k, v, mask, spans, implementation)
   if mask is not None:
     mask = mask | ~mask.any(axis=1, keepdims=True)
   if implementation is None:
@@ -84,6 +93,24 @@ def platform() -> str:
   if kind == "cpu" or kind.startswith("tpu"):
     return kind[:3]
   return getattr(device, "platform", None) or jax.default_backend()
+
+
+def _by_spans(q, k, v, mask, spans, implementation):
+  if sum(n for n, _ in spans) != q.shape[1] or not all(
+    n > 0 and 0 < m <= k.shape[1] for n, m in spans
+  ):
+    raise ValueError(
+      f"spans={tuple(spans)} do not divide {q.shape[1]} queries into groups that each read some of "
+      f"{k.shape[1]} keys."
+    )
+  parts, start = [], 0
+  for queries, keys in spans:
+    ask = q[:, start : start + queries]
+    seen = None if mask is None else mask[:, :keys]
+    given = dict(mask=seen, implementation=implementation)
+    parts.append(attend(ask, k[:, :keys], v[:, :keys], **given))
+    start += queries
+  return jnp.concatenate(parts, axis=1)
 
 
 def _attend(implementation, q, k, v, mask):

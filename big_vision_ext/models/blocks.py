@@ -120,7 +120,7 @@ class MultiHeadAttention(nn.Module):
   param_dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, y, kv=None, mask=None):
+  def __call__(self, x, y, kv=None, mask=None, spans=None):
     d = x.shape[-1]
     if d % self.num_heads:
       raise ValueError(f"width={d} does not divide into num_heads={self.num_heads} equal heads.")
@@ -141,7 +141,7 @@ class MultiHeadAttention(nn.Module):
     if kv is not None:
       old = (x.reshape(*x.shape[:2], *k.shape[2:]).astype(k.dtype) for x in kv)
       k, v = (jnp.concatenate(pair, axis=1) for pair in zip(old, (k, v)))
-    z = constrain(attention.attend(q, k, v, mask=mask), "act_heads")
+    z = constrain(attention.attend(q, k, v, mask=mask, spans=spans), "act_heads")
     out = Projection((d,), ("heads", "kv", "embed"), contract=2, **types, name="out")
     return remat.name(out(z), "attention_out"), own
 
@@ -189,9 +189,10 @@ class EncoderBlock(nn.Module):
   param_dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b t d"], kv=None, deterministic: bool = True):
+  def __call__(self, x: Float[Array, "b t d"], kv=None, deterministic: bool = True, spans=None):
     """Returns the block's output and the keys and values of `x`, each (b, t, d).
 
+    `spans` says which of all keys the tokens of `x` may read; see `attention.Spans`.
     Given a pair `kv` of other tokens, these stand in front of the keys and values of `x`; only `x`
     asks. Given the block's input of those tokens instead, their keys and values are made of it.
     """
@@ -206,7 +207,7 @@ class EncoderBlock(nn.Module):
     mha = MultiHeadAttention(
       self.num_heads, self.fused_qkv_init, **types, name="MultiHeadDotProductAttention_0"
     )
-    y, own = mha(asking, asked, kv)
+    y, own = mha(asking, asked, kv, spans=spans)
     x = constrain(x + drop(y, deterministic), "act_embed")
     y = layer_norm("LayerNorm_1", self.ln_eps, **types)(x)
     mlp = MlpBlock(self.mlp_dim, self.act, self.dropout, **types, name="MlpBlock_0")
@@ -262,6 +263,7 @@ class Encoder(nn.Module):
     deterministic: bool = True,
     layers: Sequence[int] | None = None,
     keep_inputs: bool = False,
+    spans: attention.Spans | None = None,
   ):
     """Runs the blocks and the norm.
 
@@ -273,6 +275,7 @@ class Encoder(nn.Module):
         scan, what was not asked for is not kept.
       keep_inputs: give the inputs of the blocks instead of keys and values, out of which the next
         call makes these again: half the memory for them and for their gradients.
+      spans: which keys, those of `kv` first, each group of tokens may read; see `attention.Spans`.
 
     Returns:
       y (b, t, d) after the norm, and out: `blocks`, the raw output of every block of `layers`,
@@ -282,7 +285,7 @@ class Encoder(nn.Module):
     """
 
     def step(block, x, kv):
-      y, own = block(x, kv, deterministic)
+      y, own = block(x, kv, deterministic, spans)
       # Nobody asks for the keys of a look; kept, those of all layers weigh as much as its tokens.
       return y, None if kv is not None else x if keep_inputs else own
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
 from big_vision_ext.core import patches as patch_lib
-from big_vision_ext.models import blocks, vit
+from big_vision_ext.models import blocks, remat, vit
 
 DECODERS = ("self", "cross")
 
@@ -192,21 +192,26 @@ class CrossDecoder(nn.Module):
   param_dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b m e"], sources) -> Float[Array, "b m e"]:
-    """Queries and encoder outputs, each (b, k, d) -> normed tokens."""
+  def __call__(self, x: Float[Array, "b m e"], sources, spans=None) -> Float[Array, "b m e"]:
+    """Queries and encoder outputs, each (b, k, d) -> normed tokens.
+
+    `spans` says which tokens each group of queries may read; see `attention.Spans`.
+    """
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     init = nn.initializers.normal(self.sources**-0.5)
     mix = self.param("mix", init, (self.sources, self.depth), self.param_dtype)
     block = CrossBlock
     if self.remat_policy != "none":
-      block = nn.remat(CrossBlock, policy=blocks.remat_policy(self.remat_policy))
+      # The spans are static.
+      policy = remat.policy(self.remat_policy)
+      block = nn.remat(CrossBlock, policy=policy, static_argnums=(3,))
     x = x.astype(self.dtype)
     for i in range(self.depth):
       weights = mix[:, i].astype(self.dtype)
       seen = sum(weight * source for weight, source in zip(weights, sources))
       seen = blocks.layer_norm(f"source_norm_{i}", self.ln_eps, **types)(seen)
       x = block(self.num_heads, self.mlp_dim, self.act, self.ln_eps, **types,
-                name=f"block_{i}")(x, seen)
+                name=f"block_{i}")(x, seen, spans)
     return blocks.layer_norm("norm", self.ln_eps, **types)(x)
 
 
@@ -221,11 +226,11 @@ class CrossBlock(nn.Module):
   param_dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b m e"], seen: Float[Array, "b k d"]):
+  def __call__(self, x: Float[Array, "b m e"], seen: Float[Array, "b k d"], spans=None):
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     y = blocks.layer_norm("LayerNorm_0", self.ln_eps, **types)(x)
     mha = blocks.MultiHeadAttention(self.num_heads, **types, name="attention")
-    x = x + mha(y, seen)[0]
+    x = x + mha(y, seen, spans=spans)[0]
     y = blocks.layer_norm("LayerNorm_1", self.ln_eps, **types)(x)
     mlp = blocks.MlpBlock(self.mlp_dim, self.act, **types, name="MlpBlock_0")
     return blocks.constrain(x + mlp(y), "act_embed")

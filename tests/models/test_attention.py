@@ -176,3 +176,25 @@ def test_what_does_not_fit_is_refused_in_words(change, message):
 def test_an_unknown_implementation_is_refused():
   with pytest.raises(ValueError, match="'flash' is unknown"):
     attention.attend(*qkv(), implementation="flash")
+
+
+SPANS = ((2, 3), (1, 7), (2, 5))
+
+
+@pytest.mark.parametrize("implementation", [None, *ON_CPU])
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_groups_of_queries_read_the_keys_of_their_span(implementation, mask):
+  q, k, v = qkv()
+  got = attention.attend(q, k, v, mask=mask, spans=SPANS, implementation=implementation)
+  start = 0
+  for queries, keys in SPANS:
+    part = None if mask is None else mask[:, :keys]
+    want = ref.attend(q[:, start : start + queries], k[:, :keys], v[:, :keys], part)
+    np.testing.assert_allclose(got[:, start : start + queries], want, atol=2e-6)
+    start += queries
+
+
+@pytest.mark.parametrize("spans", [((5, 8),), ((4, 7),), ((5, 0),), ((0, 3), (5, 7))])
+def test_spans_that_do_not_fit_are_refused(spans):
+  with pytest.raises(ValueError, match="spans="):
+    attention.attend(*qkv(), spans=spans)
