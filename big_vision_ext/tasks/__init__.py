@@ -3,7 +3,9 @@
 A task is a frozen object with
 
 - `init(rng, batch) -> params` (leaves may be boxed with their logical axes),
-- `loss(params, batch, rng, train) -> (scalar, {name: scalar})`,
+- `loss(params, batch, rng, train) -> (scalar, {name: scalar})`; an entry named `params/NAME` is no
+  metric but the next value of the parameter NAME, which the optimiser must freeze: running
+  statistics are kept so (over micro-batches it is their mean),
 - `outputs: {name: fn(params, batch, ...)}` for evaluators, `encode` and export; `text` reads only
   the batch's "text", `image` only its "image",
 - `batch_spec(batch_size) -> {name: jax.ShapeDtypeStruct}`, shapes without data,
