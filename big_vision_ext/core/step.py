@@ -85,7 +85,7 @@ def make(task: Any, config: Config, tx: optax.GradientTransformation,
   Its randomness is `fold_in(seed, step)`: nothing random is stored. An update that is not finite
   leaves parameters and optimiser as they were and is counted.
   """
-  after_update = getattr(task, "after_update", None) or (lambda params: params)
+  after_update = getattr(task, "after_update", None) or (lambda params, step: params)
   accum = config.optim.accum_steps
 
   def loss_fn(trained, frozen, batch, key):
@@ -104,7 +104,8 @@ def make(task: Any, config: Config, tx: optax.GradientTransformation,
     factor = schedule(state["step"])
     updates, opt = tx.update(grads, state["opt"], trained)
     updates = jax.tree.map(lambda u: u * factor.astype(u.dtype), updates)
-    new = after_update(optimizers.merge(optax.apply_updates(trained, updates), frozen))
+    new = optimizers.merge(optax.apply_updates(trained, updates), frozen)
+    new = after_update(new, state["step"])
 
     grad_norm = optax.tree.norm(_float32(grads))
     update_norm = optax.tree.norm(_float32(updates))

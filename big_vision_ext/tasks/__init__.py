@@ -9,7 +9,8 @@ A task is a frozen object with
 - `outputs: {name: fn(params, batch, ...)}` for evaluators, `encode` and export; `text` reads only
   the batch's "text", `image` only its "image",
 - `batch_spec(batch_size) -> {name: jax.ShapeDtypeStruct}`, shapes without data,
-- optionally `after_update(params) -> params`, applied after each optimiser step,
+- optionally `after_update(params, step) -> params`, applied after each optimiser step, of which
+  there were `step` before: for limits on parameters, and for teachers that follow,
 - optionally `flops_per_example`, model FLOPs of one training example, and `forward_flops(selected)`
   of one image and text with looks of so many tokens each.
 
