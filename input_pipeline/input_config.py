@@ -133,8 +133,8 @@ class InputConfig:
     for name in ("augment", "crop_clamp", "eval_crop"):
       if getattr(self, name) and self.captions:
         raise InputError(
-          f"input.{name} is {getattr(self, name)!r} with captions=True: it would move what captions "
-          "and boxes speak of. Set input.captions=False to train on pictures alone."
+          f"input.{name} is {getattr(self, name)!r} with captions=True: it would move what "
+          "captions and boxes speak of. Set input.captions=False to train on pictures alone."
         )
     names = [self.classes] if isinstance(self.classes, str) else self.classes
     if not isinstance(names, Sequence) or not all(isinstance(n, str) and n for n in names):

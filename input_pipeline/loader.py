@@ -102,17 +102,17 @@ def eval_stream(
 ) -> Stream:
   """Returns a finite stream over regions, captioned images, or labelled images, in record order.
 
-  Images are squashed to S x S without a crop and whole, also where training has tiles; captions are
-  whole. The last batch is padded: rows
-  with "mask" False stand for nothing. Every process sees the same number of batches, `len(stream)`.
+  Images are squashed to S x S without a crop and whole, also where training has tiles, or are the
+  square of config.eval_crop; captions are whole. The last batch is padded: rows with "mask" False
+  stand for nothing. Every process sees the same number of batches, `len(stream)`.
   To know how many regions each record has, the split is read through once (and remembered).
 
   Args:
     config: what to read; mixture weights are ignored, each data set is gone through once.
     batch_size: rows of the global batch.
     items: "regions" (is_global False), or those with a caption of the whole ("images"), with a
-      class ("labelled") or of any kind ("all"), whose box is the whole image. Which class it is, and further captions,
-      `contents.of_config` says.
+      class ("labelled") or of any kind ("all"), whose box is the whole image. Which class it is,
+      and further captions, `contents.of_config` says.
     process_index, process_count, rows: as for train_stream.
 
   Returns:

@@ -13,7 +13,7 @@ _COLOURS = np.uint8([[200, 60, 40], [40, 180, 60], [50, 60, 210]])
 
 
 def sample(number: int, label: str | None = "") -> records.Sample:
-  """A noisy image of 40 x 36 px in the colour of class `number` % 3; its label, if none is given."""
+  """A noisy image of 40 x 36 px in the colour of class `number` % 3, which is its label, too."""
   rng = np.random.default_rng(number)
   kind = number % len(CLASSES)
   pixels = np.clip(_COLOURS[kind] + rng.normal(0, 25, (36, 40, 3)), 0, 255).astype(np.uint8)

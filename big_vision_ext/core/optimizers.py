@@ -146,7 +146,7 @@ def _trust(coefficient: float) -> optax.GradientTransformation:
   """Gradients as long as `coefficient` times their kernel; those of biases and norms stay."""
   def update(updates, params):
     def trusted(name, u, p):
-      # The layers of a stack are kernels of their own; and a bias has two axes where it is of heads.
+      # Layers of a stack are kernels of their own; a bias of heads has two axes.
       first = int(layer_decay.is_stacked(name))
       if p.ndim - first < 2 or name.rpartition("/")[2] in ("bias", "scale"):
         return u

@@ -23,7 +23,8 @@ class Classifier(vit.ViT):
 
   He et al. 2022, sec. A.1. Fine-tuning ("mean"): the patch tokens of the last block are averaged
   and normed by a `fc_norm` of their own, in place of the encoder's norm. Class tokens are there all
-  the same: blocks attend to them. "cls" takes the mean of the normed class tokens.
+  the same: blocks attend to them. "cls" takes the mean of the normed class tokens. An encoder
+  without any, as I-JEPA's, has `pool_type="none"`.
 
   Attributes:
     feature: "mean" or "cls".
@@ -45,20 +46,24 @@ class Classifier(vit.ViT):
 
   def setup(self):
     super().setup()
-    if self.pool_type != "tok" or self.num_classes or self.rep_size:
+    if self.pool_type not in ("tok", "none") or self.num_classes or self.rep_size:
       raise ValueError(
         f"pool_type={self.pool_type!r}, num_classes={self.num_classes}, rep_size={self.rep_size}: "
-        "a classifier has class tokens (pool_type='tok') and a head of its own; set `classes`."
+        "a classifier's encoder has class tokens (pool_type='tok') or none ('none'), and its head "
+        "is its own; set `classes`."
       )
-    if self.feature not in FEATURES or self.final_norm == self.has_fc_norm:
+    features = FEATURES if self.pool_type == "tok" else ("mean",)
+    if self.feature not in features or self.final_norm == self.has_fc_norm:
       raise ValueError(
-        f"feature={self.feature!r}, final_norm={self.final_norm}: expected a feature of {FEATURES}, "
-        f"here with final_norm={not self.has_fc_norm}."
+        f"feature={self.feature!r}, final_norm={self.final_norm}: with pool_type="
+        f"{self.pool_type!r} expected a feature of {features}, here with "
+        f"final_norm={not self.has_fc_norm}."
       )
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    self.cls_pos_embedding = self._vectors(
-      "cls_pos_embedding", self.num_cls, nn.initializers.zeros_init()
-    )
+    if self.pool_type == "tok":
+      self.cls_pos_embedding = self._vectors(
+        "cls_pos_embedding", self.num_cls, nn.initializers.zeros_init()
+      )
     if self.has_fc_norm:
       self.fc_norm = blocks.layer_norm(None, self.ln_eps, **types)
     if self.probe:
@@ -87,7 +92,8 @@ class Classifier(vit.ViT):
     if self.feature == "cls":
       x = self.pool(y)
     else:
-      x = y[:, self.num_cls :].astype(jnp.float32).mean(axis=1).astype(y.dtype)
+      first = self.num_cls if self.pool_type == "tok" else 0
+      x = y[:, first:].astype(jnp.float32).mean(axis=1).astype(y.dtype)
     if self.has_fc_norm:
       x = self.fc_norm(x)
     out["feature"] = x
@@ -99,6 +105,8 @@ class Classifier(vit.ViT):
   def embed(self, image: Float[Array, "b y x c"]) -> Float[Array, "b t d"]:
     """As `ViT.embed`, with the positions of class tokens."""
     x, n = super().embed(image), self.num_cls
+    if self.pool_type != "tok":
+      return x
     return jnp.concatenate([x[:, :n] + self.cls_pos_embedding.astype(x.dtype), x[:, n:]], axis=1)
 
 

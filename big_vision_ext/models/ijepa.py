@@ -37,8 +37,9 @@ class Encoder(vit.ViT):
     super().setup()
     if self.pool_type != "none" or not isinstance(self.patch_size, int) or not self.final_norm:
       raise ValueError(
-        f"pool_type={self.pool_type!r}, patch_size={self.patch_size}, final_norm={self.final_norm}: "
-        "this encoder has no pooling (pool_type='none'), square patches and a final norm."
+        f"pool_type={self.pool_type!r}, patch_size={self.patch_size}, final_norm="
+        f"{self.final_norm}: this encoder has no pooling (pool_type='none'), square "
+        "patches and a final norm."
       )
 
   def __call__(

@@ -45,7 +45,7 @@ def check(grid: Grid, num_context: int, num_blocks: int, block_size: int) -> Non
     raise ValueError(
         f"num_context={num_context}, num_blocks={num_blocks}, block_size={block_size}: of the "
         f"{total} tokens of a grid of {grid}, the context needs those that are left when no target "
-        "block overlaps another, and a block of any aspect from 0.75 to 1.5 must fit into the grid.")
+        "block overlaps another, and a block of any aspect from 0.75 to 1.5 must fit in.")
 
 
 def make(keys: Key[Array, "b"], grid: Grid, num_context: int, num_blocks: int,

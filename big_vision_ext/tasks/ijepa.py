@@ -164,6 +164,6 @@ class Task:
     v, p, c = self.vision, self.predictor, self.config.blocks
     seen = flops.patches(c.num_context, v.width, v.patch_size)
     seen += v.depth * flops.block(c.num_context, v.width, v.mlp_dim)
-    ends = 2 * c.num_context * v.width * p.width + 2 * c.block_size * p.width * v.width * c.num_blocks
+    ends = 2 * (c.num_context + c.num_blocks * c.block_size) * v.width * p.width
     each = p.depth * flops.block(c.num_context + c.block_size, p.width, p.mlp_dim)
     return seen + ends + c.num_blocks * each

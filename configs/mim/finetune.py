@@ -2,11 +2,12 @@
 
 Smoke run (CPU, a minute; `data` is a folder of records with class labels, see below):
   python -m big_vision_ext.train \
-    --config configs/mim/finetune.py:runlocal,data=data/classes --workdir runs/smoke
+    --config configs/mim/finetune.py:runlocal,classes=10,data=data/classes --workdir runs/smoke
 
 On a pod (the same command on every host):
-  python -m big_vision_ext.train --distributed --workdir /checkpoints/mae_b_finetuned --config \
-    configs/mim/finetune.py:size=b,data=/data/imagenet,names=/data/classes.txt,init=/checkpoints/mae_b
+  I=/checkpoints/mae_b; D=/data/imagenet
+  python -m big_vision_ext.train --distributed --workdir /checkpoints/mae_b_finetuned \
+    --config configs/mim/finetune.py:size=b,data=$D,names=$D/classes.txt,init=$I
 
 `init` is a run of ours or weights in any format of `convert`; without it training starts from
 nothing. `data` has the splits "train" and "val", made from folders of images named after their
@@ -15,7 +16,8 @@ the same for val. `names`, a file with the name of one class on each line, saves
 of all training images at the start; without it classes are numbered in the order of their names.
 
 Expected, from 1,600 epochs of pretraining on ImageNet with normalised pixels: top-1 of 83.6 (B),
-85.9 (L) and 86.9 (H) on ImageNet's val; H at 448 px, `size=h,res=448`, 87.8. Published, not run here.
+85.9 (L) and 86.9 (H) on ImageNet's val; H at 448 px, `size=h,res=448`, 87.8. Published, not run
+here.
 
 Source: He et al. 2022, sec. A.1, and the recipes of facebookresearch/mae: AdamW, batch 1,024, base
 rate per 256 images, layer-wise decay, RandAugment, erasing, mixup, cutmix, label smoothing. There
@@ -37,7 +39,7 @@ _NOT_NEEDED = "(?!Transformer/encoderblock).*"
 
 
 def get_config(arg=None):
-  """`arg`: size=b|l|h, data=DIR, init=PATH, res=PIXELS, classes=N, names=FILE, batch=N, runlocal."""
+  """`arg`: size=b|l|h, data=DIR, init=PATH, res=PIXELS, classes=N, names=FILE, batch=N, runlocal"""
   a = config_lib.parse_arg(arg, size="b", data="data/imagenet", init="", res=224, classes=1000,
                            names="train", batch=1024, runlocal=False)
   if a.size not in _RECIPES:

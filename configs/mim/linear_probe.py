@@ -2,11 +2,12 @@
 
 Smoke run (CPU, a minute; `data` is a folder of records with class labels, see finetune.py):
   python -m big_vision_ext.train \
-    --config configs/mim/linear_probe.py:runlocal,data=data/classes --workdir runs/smoke
+    --config configs/mim/linear_probe.py:runlocal,classes=10,data=data/classes --workdir runs/smoke
 
 On a pod (the same command on every host):
-  python -m big_vision_ext.train --distributed --workdir /checkpoints/mae_b_probe --config \
-    configs/mim/linear_probe.py:size=b,data=/data/imagenet,names=/data/classes.txt,init=/checkpoints/mae_b
+  I=/checkpoints/mae_b; D=/data/imagenet
+  python -m big_vision_ext.train --distributed --workdir /checkpoints/mae_b_probe \
+    --config configs/mim/linear_probe.py:size=b,data=$D,names=$D/classes.txt,init=$I
 
 `init`, `data` and `names` are those of finetune.py. Without `init` the encoder is random, which
 measures the architecture. `opt=sgd` is SGD with momentum at batch 4,096.
@@ -18,7 +19,7 @@ run here. Features of a few images are probed faster by the evaluator `linear_pr
 Source: He et al. 2022, sec. A.1, and facebookresearch/mae: class token, BatchNorm without scale and
 shift, LARS, batch 16,384, base rate 0.1 per 256 images, no decay, 90 epochs, crops drawn once and
 clamped. BatchNorm's statistics there are those of a device's batch, here of the global one. That
-SGD does as well at batch 4,096 is said there, its rate is not: the same one per image is our choice.
+SGD does as well at batch 4,096 is said there, its rate is not: the same for an image is our choice.
 """
 
 import ml_collections

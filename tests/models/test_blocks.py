@@ -196,7 +196,8 @@ def test_a_branch_that_is_left_out_has_its_own_value_as_expectation():
   runs = np.stack([blocks.drop_path(y, rate, jax.random.key(i)) for i in range(400)])
   left_out = np.all(runs == 0, axis=(2, 3))
   # For a sample all or nothing: y / (1 - rate), or zero.
-  np.testing.assert_allclose(runs, np.where(left_out[..., None, None], 0, y / (1 - rate)), rtol=1e-6)
+  want = np.where(left_out[..., None, None], 0, y / (1 - rate))
+  np.testing.assert_allclose(runs, want, rtol=1e-6)
   # 1,600 draws: deviation 0.0115.
   assert abs(left_out.mean() - rate) < 0.05
   assert 0.2 < np.mean(left_out[:, 0] != left_out[:, 1]) < 0.65  # Each sample for itself: 0.42.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from big_vision_ext.core import sharding, trees
-from big_vision_ext.models import classifier, layouts, mae, vit
+from big_vision_ext.models import classifier, ijepa, layouts, mae, vit
 from tests.models import tiny_vit
 
 SIZES = dict(width=24, depth=2, mlp_dim=40, num_heads=3, posemb_grid=(4, 6), patch_size=4)
@@ -153,3 +153,20 @@ def test_branches_are_left_out_in_training_only_and_more_often_in_later_blocks(s
   _, again = run(image, 3)
   np.testing.assert_array_equal(on, again)
   assert not np.array_equal(on, run(image, 4)[1])
+
+
+def test_an_encoder_without_class_tokens_has_the_names_of_i_jepa_s():
+  model, params, image = made(pool_type="none", probe=True)
+  source = trees.flatten(jax.eval_shape(
+    ijepa.Encoder(**SIZES).init, jax.random.key(0), np.zeros((1, 16, 24, 3), np.uint8))["params"])
+  own = {"head/kernel", "head/bias", "head_norm/mean", "head_norm/var"}
+  assert set(trees.flatten(params)) - own == set(source)
+  pixels = np.random.default_rng(3).integers(0, 256, (2, 16, 24, 3), np.uint8)
+  mean, std = (np.float32(x) for x in (ijepa.Encoder.mean, ijepa.Encoder.std))
+  image = ((pixels / 255 - mean) / std).astype(np.float32)
+  _, out = model.apply({"params": params}, image)
+  encoder = {k: v for k, v in params.items() if not k.startswith("head")}
+  tokens = ijepa.Encoder(**SIZES).apply({"params": encoder}, pixels)
+  tiny_vit.assert_close(out["feature"], tokens.mean(axis=1))
+  with pytest.raises(ValueError, match="feature='cls'"):
+    made(pool_type="none", feature="cls")

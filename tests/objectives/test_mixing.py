@@ -52,7 +52,8 @@ def test_images_and_targets_are_mixed_pixel_by_pixel():
     else:
       want = own[i] * image[i] + (1 - own[i]) * other
     np.testing.assert_allclose(got[i], want, atol=1e-6)
-    np.testing.assert_allclose(soft[i], own[i] * target[i] + (1 - own[i]) * target[5 - i], atol=1e-6)
+    want = own[i] * target[i] + (1 - own[i]) * target[5 - i]
+    np.testing.assert_allclose(soft[i], want, atol=1e-6)
   np.testing.assert_allclose(np.sum(soft, axis=1), 1.0, rtol=1e-6)
 
 

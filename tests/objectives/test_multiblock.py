@@ -47,7 +47,7 @@ def test_targets_are_rectangles_but_for_their_rim(name):
 
 
 def test_the_context_is_inside_of_its_block_where_that_has_enough():
-  """Seen tokens of a wide grid with small targets lie in 85 to 100 % of it: a rim is often unseen."""
+  """With small targets seen tokens lie in 85 to 100 % of the grid: a rim is often unseen."""
   keys = masks.sample_keys(jax.random.key(1), 200)
   grid = (16, 16)
   drawn = jax.device_get(jax.jit(lambda keys: multiblock.make(keys, grid, 150, 1, 20))(keys))

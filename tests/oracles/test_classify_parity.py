@@ -31,7 +31,7 @@ OPERATIONS = [
 
 
 def timm_names(params):
-  """Our parameters under timm's names, by hand: products are (out, in), queries, keys, values one."""
+  """Our parameters under timm's names, by hand: kernels (out, in), queries, keys, values in one."""
   d = IMAGE["width"]
   out = {
     "cls_token": params["cls"],
@@ -48,7 +48,8 @@ def timm_names(params):
     mine = {
       "attn.qkv.weight": np.concatenate([p["kernel"].reshape(d, d).T for p in qkv]),
       "attn.qkv.bias": np.concatenate([p["bias"].reshape(d) for p in qkv]),
-      "attn.proj.weight": mha["out"]["kernel"].reshape(d, d).T, "attn.proj.bias": mha["out"]["bias"],
+      "attn.proj.weight": mha["out"]["kernel"].reshape(d, d).T,
+      "attn.proj.bias": mha["out"]["bias"],
     }
     for n in (0, 1):
       mine[f"norm{n + 1}.weight"] = block[f"LayerNorm_{n}"]["scale"]

@@ -97,7 +97,8 @@ def test_a_probe_reports_its_accuracy_and_what_its_statistics_become():
   np.testing.assert_allclose(
     metrics["params/head_norm/mean"], 0.9 * old["mean"] + 0.1 * x.mean(0), rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(
-    metrics["params/head_norm/var"], 0.9 * old["var"] + 0.1 * x.var(0, ddof=1), rtol=1e-4, atol=1e-6)
+    metrics["params/head_norm/var"], 0.9 * old["var"] + 0.1 * x.var(0, ddof=1), rtol=1e-4,
+    atol=1e-6)
   x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
   logits = x @ params["head"]["kernel"] + params["head"]["bias"]
   np.testing.assert_allclose(loss, -log_p(logits)[np.arange(16), b["label"]].mean(), rtol=1e-4)
