@@ -51,6 +51,8 @@ class Optim:
 
   Attributes:
     wd_mults: (pattern, factor) pairs; parameters that none matches are not decayed.
+    weight_decay_end: what the decay comes to, along half a cosine, after `weight_decay_steps`
+      updates; None: it stays.
     lr_mults: (pattern, factor) pairs; parameters that none matches have factor 1.
     layer_decay: of the learning rate from each layer of an encoder to the one before, and as in
       PyTorch of the weight decay with it; multiplied onto lr_mults. See `core.layer_decay`.
@@ -72,6 +74,8 @@ class Optim:
   b2: float = 0.999
   eps: float = 1e-8
   weight_decay: float = 0.0
+  weight_decay_end: float | None = None
+  weight_decay_steps: int = 0
   wd_mults: tuple[tuple[str, float], ...] = ((".*/kernel", 1.0),)
   lr_mults: tuple[tuple[str, float], ...] = ()
   layer_decay: float | None = None

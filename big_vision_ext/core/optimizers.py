@@ -4,7 +4,7 @@ Frozen parameters are absent (None) from the trees that the optimiser sees: no g
 for them, no state is kept, and no norm counts them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -62,10 +62,11 @@ def make(optim: Optim, lr: float, params: Any) -> optax.GradientTransformation:
     layers = layer_decay.scales(params, optim.layer_decay)
   lr_mults = trees.first_match(optim.lr_mults, names, 1.0, "config.optim.lr_mults")
   parts.append(_scale({name: lr * mult * layers[name] for name, mult in lr_mults.items()}))
-  if optim.weight_decay:
+  if optim.weight_decay or optim.weight_decay_end is not None:
     wd_mults = trees.first_match(optim.wd_mults, names, 0.0, "config.optim.wd_mults")
     parts.append(_decay(
-        {name: optim.weight_decay * mult * layers[name] for name, mult in wd_mults.items()}))
+        {name: optim.weight_decay * mult * layers[name] for name, mult in wd_mults.items()},
+        _growth(optim)))
   parts.append(optax.scale(-1.0))
   return optax.chain(*parts)
 
@@ -173,9 +174,34 @@ def _scale(factors: dict[str, Any]) -> optax.GradientTransformation:
   return optax.stateless(update)
 
 
-def _decay(factors: dict[str, Any]) -> optax.GradientTransformation:
-  def update(updates, params):
+def _growth(optim: Optim) -> Callable[[jax.Array], jax.Array] | None:
+  """What the weight decay is multiplied by after so many steps; None: it stays as it is."""
+  first, last = optim.weight_decay, optim.weight_decay_end
+  if last is None:
+    return None
+  if not first or last < 0 or optim.weight_decay_steps < 1:
+    raise ConfigError(
+        f"config.optim: weight_decay={first}, weight_decay_end={last}, weight_decay_steps="
+        f"{optim.weight_decay_steps}: expected decays above 0, and the number of steps between them")
+
+  def growth(count):
+    share = jnp.minimum(count / optim.weight_decay_steps, 1.0)
+    return (last + (first - last) * 0.5 * (1 + jnp.cos(jnp.pi * share))) / first
+  return growth
+
+
+def _decay(factors: dict[str, Any], growth: Callable | None) -> optax.GradientTransformation:
+  def decayed(updates, params, now):
     return trees.map_with_names(
-        lambda name, u, p: (u + factors[name] * p).astype(u.dtype) if np.any(factors[name]) else u,
-        updates, params)
-  return optax.stateless(update)
+        lambda name, u, p: (u + now * factors[name] * p).astype(u.dtype)
+        if np.any(factors[name]) else u, updates, params)
+
+  if growth is None:
+    return optax.stateless(lambda updates, params: decayed(updates, params, 1.0))
+
+  def update(updates, state, params):
+    updates = decayed(updates, params, growth(state.count))
+    return updates, optax.ScaleByScheduleState(state.count + 1)
+
+  start = lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+  return optax.GradientTransformation(start, update)

@@ -14,8 +14,8 @@ Expected: a linear probe on averaged features of 79.3 % on ImageNet (Assran et a
 Source: Assran et al. 2023 and the recipe in1k_vith14_ep300 of facebookresearch/ijepa: AdamW, batch
 2,048, rate 1e-3 after 40 epochs of warm-up, crops of 30 to 100 %, no flip, teacher 0.996 to 1 over
 the run, four target blocks. What differs: the sizes of blocks are constants, 45 tokens (15 to 20 %
-of 256 there) and a context of 64 (what its shortest list leaves, there); weight decay stays at 0.04
-(there it rises to 0.4); the warm-up begins at 0 (there at a fifth); initial kernels are MAE's.
+of 256 there) and a context of 64 (what its shortest list leaves, there); the warm-up begins at 0
+(there at a fifth); initial kernels are MAE's.
 """
 
 import ml_collections
@@ -47,6 +47,7 @@ def get_config(arg=None):
   c.lr = 1e-3
   c.schedule = dict(type="cosine", warmup_percent=100 * 40 / 300, end=1e-6 / c.lr)
   c.optim = dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.04 * c.lr, clip_norm=None,
+                 weight_decay_end=0.4 * c.lr, weight_decay_steps=a.steps,
                  freeze=("teacher/.*", "pos_embedding"))
   c.mesh = dict(data=-1, fsdp=-1, tensor=1, max_fsdp=128)
 

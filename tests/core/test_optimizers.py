@@ -205,6 +205,20 @@ def test_lars_is_optax_s_at_a_constant_rate():
     np.testing.assert_allclose(got[n], want[n], rtol=1e-5, atol=1e-6)
 
 
+def test_weight_decay_can_rise_along_half_a_cosine():
+  """I-JEPA: the n-th of T steps decays by last + (first - last) (1 + cos(pi n / T)) / 2."""
+  optim = Optim("sgd", weight_decay=0.04, weight_decay_end=0.4, weight_decay_steps=8,
+                wd_mults=(("a/kernel", 1.0),), clip_norm=None)
+  zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+  tx = optimizers.make(optim, 0.1, PARAMS)
+  state = tx.init(PARAMS)
+  for n in range(11):
+    updates, state = tx.update(zeros, state, PARAMS)
+    want = 0.4 + (0.04 - 0.4) * (1 + np.cos(np.pi * min(n, 8) / 8)) / 2
+    np.testing.assert_allclose(updates["a"]["kernel"], -want * PARAMS["a"]["kernel"], rtol=1e-5)
+    assert not np.any(updates["b"]["kernel"]) and not np.any(updates["a"]["bias"])
+
+
 def test_a_moving_average_follows_at_first_and_then_remembers():
   average, want = {"a": jnp.zeros(3)}, np.zeros(3)
   for t in range(200):
@@ -220,7 +234,9 @@ def test_a_moving_average_follows_at_first_and_then_remembers():
     (Optim(weight_decay=0.1, wd_mults=(("c", 1.0),)), "config.optim.wd_mults: the pattern 'c'"),
     (Optim(clip_norm=-1.0), "config.optim.clip_norm=-1.0"),
     (Optim(b1=1.0), "config.optim.b1=1.0"),
-    (Optim("lars", trust_coefficient=-1.0), "config.optim.trust_coefficient=-1.0"),
+  (Optim(weight_decay_end=0.2, weight_decay_steps=5), "weight_decay=0.0, weight_decay_end=0.2"),
+  (Optim(weight_decay=0.1, weight_decay_end=0.2), "weight_decay_end=0.2, weight_decay_steps=0"),
+  (Optim("lars", trust_coefficient=-1.0), "config.optim.trust_coefficient=-1.0"),
   (Optim("adafactor", clip_rms=-1.0), "config.optim.clip_rms=-1.0"),
 ])
 def test_settings_that_cannot_be_are_errors(optim, message):
