@@ -182,7 +182,7 @@ def _growth(optim: Optim) -> Callable[[jax.Array], jax.Array] | None:
   if not first or last < 0 or optim.weight_decay_steps < 1:
     raise ConfigError(
         f"config.optim: weight_decay={first}, weight_decay_end={last}, weight_decay_steps="
-        f"{optim.weight_decay_steps}: expected decays above 0, and the number of steps between them")
+        f"{optim.weight_decay_steps}: expected decays above 0 and the number of steps between")
 
   def growth(count):
     share = jnp.minimum(count / optim.weight_decay_steps, 1.0)

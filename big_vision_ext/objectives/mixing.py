@@ -67,7 +67,13 @@ def draw(
   cut = jnp.full((batch,), not mixup > 0)
   if mixup > 0 and cutmix > 0:
     cut = jax.random.uniform(keys[0], (batch,)) < switch
-  share = lambda key, alpha: jax.random.beta(key, alpha, alpha, (batch,)) if alpha > 0 else 0.0
+
+  def share(key, alpha):
+    if alpha in (0, 1):
+      # Uniform, without the loops of rejection that other numbers take.
+      return jax.random.uniform(key, (batch,)) * alpha
+    return jax.random.beta(key, alpha, alpha, (batch,))
+
   of_mixup, of_cutmix = share(keys[1], mixup), share(keys[2], cutmix)
   box = []
   side = jnp.sqrt(1.0 - of_cutmix)

@@ -53,7 +53,7 @@ def test_the_rates_of_the_published_depth_are_those_of_the_paper():
 
 def updates_of(params, grads, optim):
   tx = optimizers.make(optim, 0.1, params)
-  return tx.update(grads, tx.init(params), params)[0]
+  return jax.jit(tx.update)(grads, tx.init(params), params)[0]
 
 
 @pytest.mark.parametrize("optim", [

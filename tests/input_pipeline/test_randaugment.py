@@ -124,8 +124,8 @@ def test_operations_on_places_move_every_pixel_where_they_should(name, argument,
   outside = (from_y < -1) | (from_y > h + 1) | (from_x < -1) | (from_x > w + 1)
   assert inside.sum() > 300 and (name == "shear_y" or outside.sum() > 20)
   want = plane(from_y, from_x)
-  # The plane is rounded to whole numbers, and so is what is made of it.
-  assert np.abs(got[..., 0].astype(float) - want)[inside].max() <= 1.5
+  # The plane is rounded, what is made of it cut off, and weights of the bicubic add up to 1.25^2.
+  assert np.abs(got[..., 0].astype(float) - want)[inside].max() <= 2.0
   assert np.all(got[outside] == randaugment.FILL)
 
 

@@ -73,7 +73,7 @@ def test_the_encoder_has_the_names_and_shapes_of_a_masked_autoencoder():
 
 def test_a_fresh_head_is_drawn_as_the_recipe_says_and_positions_are_fixed_ones():
   model = classifier.Classifier(
-    **SIZES | dict(width=96, mlp_dim=100), classes=200, final_norm=False, head_std=2e-5)
+    **SIZES | dict(width=96, mlp_dim=100, depth=1), classes=200, final_norm=False, head_std=2e-5)
   params = sharding.unbox(jax.jit(model.init)(
     jax.random.key(0), np.zeros((1, 16, 24, 3), np.float32)))["params"]
   assert np.std(params["head"]["kernel"]) == pytest.approx(2e-5, rel=0.05)
@@ -157,8 +157,8 @@ def test_branches_are_left_out_in_training_only_and_more_often_in_later_blocks(s
 
 def test_an_encoder_without_class_tokens_has_the_names_of_i_jepa_s():
   model, params, image = made(pool_type="none", probe=True)
-  source = trees.flatten(jax.eval_shape(
-    ijepa.Encoder(**SIZES).init, jax.random.key(0), np.zeros((1, 16, 24, 3), np.uint8))["params"])
+  source = trees.flatten(sharding.unbox(jax.eval_shape(
+    ijepa.Encoder(**SIZES).init, jax.random.key(0), np.zeros((1, 16, 24, 3), np.uint8)))["params"])
   own = {"head/kernel", "head/bias", "head_norm/mean", "head_norm/var"}
   assert set(trees.flatten(params)) - own == set(source)
   pixels = np.random.default_rng(3).integers(0, 256, (2, 16, 24, 3), np.uint8)

@@ -111,6 +111,7 @@ def test_erasing_puts_noise_into_one_rectangle_of_some_images():
   assert abs(np.corrcoef(noise.T)[0, 1]) < 0.03  # Of each channel, as of each pixel, its own.
 
 
+@pytest.mark.slow
 def test_everything_is_the_same_on_eight_devices():
   image, target = batch(16)
 

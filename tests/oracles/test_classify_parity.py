@@ -22,7 +22,7 @@ THEIRS = dict(img_size=48, patch_size=8, embed_dim=48, depth=3, num_heads=3, mlp
 OPERATIONS = [
   ("AutoContrast", None, "auto_contrast"), ("Equalize", None, "equalize"),
   ("Invert", None, "invert"), ("Rotate", 26.5, "rotate"), ("Rotate", -13.0, "rotate"),
-  ("PosterizeIncreasing", 1, "posterize"), ("PosterizeIncreasing", 0, "posterize"),
+  ("PosterizeIncreasing", 1, "posterize"),
   ("SolarizeIncreasing", 26, "solarize"), ("SolarizeAdd", 99, "solarize_add"),
   ("ColorIncreasing", 1.8, "color"), ("ContrastIncreasing", 0.2, "contrast"),
   ("BrightnessIncreasing", 1.7, "brightness"), ("SharpnessIncreasing", 0.1, "sharpness"),

@@ -27,6 +27,10 @@ def batch(n=16, seed=0):
           "label": rng.integers(0, CLASSES, n, np.int32)}
 
 
+def loss_of(task):
+  return jax.jit(task.loss, static_argnums=3, compiler_options=FAST_COMPILE)
+
+
 def drawn(task):
   return tiny_vit.randomize(jax.eval_shape(task.init, jax.random.key(0), batch(1)))
 
@@ -37,13 +41,15 @@ def log_p(logits):
   return top - np.log(np.exp(top).sum(1, keepdims=True))
 
 
+# For programs that run once: compiling is what takes time.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
 MIXED = dict(label_smoothing=0.1, mixup=0.8, cutmix=1.0, erasing=0.5)
 
 
 def test_the_loss_is_the_cross_entropy_with_the_label_and_nothing_is_random_in_evaluation():
   task = build(**MIXED, image=dict(drop_path=0.5))
   params, b = drawn(task), batch()
-  loss = jax.jit(task.loss, static_argnums=3)
+  loss = loss_of(task)
   got, metrics = loss(params, b, jax.random.key(0), False)
   want = -log_p(task.logits(params, b))[np.arange(16), b["label"]].mean()
   np.testing.assert_allclose(got, want, rtol=1e-5)  # float32.
@@ -55,7 +61,7 @@ def test_the_loss_is_the_cross_entropy_with_the_label_and_nothing_is_random_in_e
 def test_the_training_loss_is_that_of_the_mixed_images_and_their_targets():
   task = build(label_smoothing=0.1, mixup=0.8, cutmix=1.0)
   params, b, key = drawn(task), batch(), jax.random.key(3)
-  got, _ = jax.jit(task.loss, static_argnums=3)(params, b, key, True)
+  got, _ = loss_of(task)(params, b, key, True)
   draws = mixing.draw(jax.random.split(key, 3)[1], 16, (32, 32), mixup=0.8, cutmix=1.0)
   target = np.full((16, 3), 0.1 / 3)
   target[np.arange(16), b["label"]] += 0.9
@@ -68,7 +74,8 @@ def test_the_training_loss_is_that_of_the_mixed_images_and_their_targets():
 
 
 @pytest.mark.parametrize("settings", [
-  dict(**MIXED, image=dict(drop_path=0.3)), dict(probe=True, feature="cls")])
+  pytest.param(dict(**MIXED, image=dict(drop_path=0.3)), marks=pytest.mark.slow),
+  dict(probe=True, feature="cls")])
 def test_loss_and_gradients_are_the_same_on_eight_devices(settings):
   task = build(**settings)
   params, b = drawn(task), batch()
@@ -91,7 +98,7 @@ def test_a_number_that_is_no_class_makes_the_loss_a_nan():
 def test_a_probe_reports_its_accuracy_and_what_its_statistics_become():
   task = build(probe=True, feature="cls")
   params, b = drawn(task), batch()
-  loss, metrics = jax.jit(task.loss, static_argnums=3)(params, b, jax.random.key(0), True)
+  loss, metrics = loss_of(task)(params, b, jax.random.key(0), True)
   x = np.float64(task.embed_image(params, b))
   old = params["head_norm"]
   np.testing.assert_allclose(
@@ -138,7 +145,7 @@ def get_config(arg=None):
 def run(tmp_path, name, **settings):
   """Trains a config through the command; returns (workdir, the lines of its metrics)."""
   file, workdir = tmp_path / f"{name}.py", tmp_path / name
-  base = dict(batch_size=12, log_steps=1, ckpt_steps=100)
+  base = dict(batch_size=16, log_steps=1, ckpt_steps=100)
   file.write_text(CONFIG.format(settings=base | settings))
   assert train.main(["--config", str(file), "--workdir", str(workdir)]) == 0
   return workdir, [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -226,7 +233,7 @@ def test_the_probe_s_statistics_must_be_frozen(tmp_path, capsys):
   data = toy_classes.write(tmp_path / "trees", train=12, val=3)
   file = tmp_path / "x.py"
   file.write_text(CONFIG.format(settings=dict(
-    task="classify", batch_size=4, total_steps=1,
+    task="classify", batch_size=8, total_steps=1,
     model=dict(image=IMAGE, num_classes=3, probe=True), input=labelled(data))))
   assert train.main(["--config", str(file), "--workdir", str(tmp_path / "run")]) == 2
   assert "config.optim.freeze: the task itself computes head_norm/mean" in capsys.readouterr().err
