@@ -55,7 +55,8 @@ def test_the_context_is_inside_of_its_block_where_that_has_enough():
   for context in drawn.context:
     y, x = np.divmod(context, 16)
     rim_free += (np.ptp(y) < 15) + (np.ptp(x) < 15)
-  assert rim_free > 100
+  # Of tokens drawn from all of the grid no row would stay free.
+  assert rim_free > 40
 
 
 def test_a_sample_s_blocks_depend_on_its_key_alone():

@@ -173,6 +173,7 @@ EVALS = dict(val=dict(type="classification", input=dict(split="val"), batch_size
 EXTRA = ("(?!Transformer/encoderblock).*",)
 
 
+@pytest.mark.slow
 def test_fine_tuning_begins_from_a_masked_autoencoder_and_learns(pretrained, tmp_path):
   data, workdir = pretrained
   out, lines = run(
@@ -193,18 +194,21 @@ def test_fine_tuning_begins_from_a_masked_autoencoder_and_learns(pretrained, tmp
   assert all(0 < change[n] < 0.2 for n in ("pos_embedding", "cls", "embedding/kernel"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", ["lars", "sgd"])
 def test_a_probe_of_a_masked_autoencoder_leaves_the_encoder_as_it_is(pretrained, tmp_path, optim):
   data, workdir = pretrained
   rest = "(?!head/).*"
   out, lines = run(
-    tmp_path, optim, task="classify", total_steps=25, lr=20.0 if optim == "lars" else 0.5,
+    tmp_path, optim, task="classify", total_steps=25, lr=0.5,
     model=dict(image=IMAGE | dict(scan=True), num_classes=3, feature="cls", probe=True),
     input=labelled(data, crop_clamp=True, crop_scale=(0.3, 1.0), flip=True),
-    optim=dict(name=optim, clip_norm=None, freeze=(rest,)),
+    # So few steps need a larger share of the kernel's length than the 0.001 of 7,000.
+    optim=dict(name=optim, clip_norm=None, freeze=(rest,), trust_coefficient=0.05),
     init=dict(path=str(workdir), allow_missing=("head/.*", "head_norm/.*"), allow_extra=EXTRA),
     evals=EVALS)
-  assert lines[-1]["val/top1"] > 0.6 and lines[-1]["accuracy"] > 0.6
+  assert lines[-1]["val/top1"] > 0.6
+  assert [line["accuracy"] for line in lines if "accuracy" in line][-1] > 0.6
   assert not any(k.startswith("params/") for line in lines for k in line)
   source, found = (trees.flatten(weights.load(str(w)).params) for w in (workdir, out))
   assert set(found) - set(source) == {
@@ -219,6 +223,7 @@ def test_a_probe_of_a_masked_autoencoder_leaves_the_encoder_as_it_is(pretrained,
   assert np.median(gap) < 2 and np.all(found["head_norm/var"] > 0)
 
 
+@pytest.mark.slow
 def test_an_encoder_of_another_depth_is_no_start(pretrained, tmp_path):
   data, workdir = pretrained
   from big_vision_ext.core.config import Init
@@ -227,16 +232,6 @@ def test_an_encoder_of_another_depth_is_no_start(pretrained, tmp_path):
   params = jax.device_put(drawn(task))
   with pytest.raises(checkpoint.CheckpointError, match="encoderblock_1"):
     weights.init_params(init, params, jax.tree.map(lambda x: x.sharding, params))
-
-
-def test_the_probe_s_statistics_must_be_frozen(tmp_path, capsys):
-  data = toy_classes.write(tmp_path / "trees", train=12, val=3)
-  file = tmp_path / "x.py"
-  file.write_text(CONFIG.format(settings=dict(
-    task="classify", batch_size=8, total_steps=1,
-    model=dict(image=IMAGE, num_classes=3, probe=True), input=labelled(data))))
-  assert train.main(["--config", str(file), "--workdir", str(tmp_path / "run")]) == 2
-  assert "config.optim.freeze: the task itself computes head_norm/mean" in capsys.readouterr().err
 
 
 def test_the_published_pattern_freezes_all_but_the_head():
