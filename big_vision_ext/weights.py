@@ -27,8 +27,8 @@ from big_vision_ext.core.workdir import EVALUATION_FILE
 from input_pipeline import input_config, text
 
 # What concerns the training of towers and not what they compute.
-_TRAINING_FIELDS = ("scan", "remat_policy", "dtype", "param_dtype", "dropout", "head_zeroinit",
-                    "parent", "name")
+_TRAINING_FIELDS = ("scan", "remat_policy", "dtype", "param_dtype", "dropout", "drop_path",
+                    "head_zeroinit", "parent", "name")
 # Written apart, and what concerns the training of the task.
 _NOT_OF_MODELS = ("image", "text", "contrast")
 _TABLE = re.compile(r"(.*/)?(pos_embedding|pos_emb_residual_\d+)")

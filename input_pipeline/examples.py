@@ -2,16 +2,27 @@
 
 import collections
 import dataclasses
+import math
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from input_pipeline import images, pictures, records, text, tiles, transforms
+from input_pipeline import images, pictures, randaugment, records, text, tiles, transforms
 from input_pipeline.input_config import InputConfig
 
+
+class LabelError(ValueError):
+  """A record of no class, or of one that was not expected; `reason` as of the others."""
+
+  def __init__(self, message: str, reason: str):
+    super().__init__(message)
+    self.reason = reason
+
+
 # What makes a record unusable; each carries the `reason` it is counted under.
-UNUSABLE = (records.RecordError, images.ImageError, transforms.CaptionError)
+UNUSABLE = (records.RecordError, images.ImageError, transforms.CaptionError, LabelError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +41,17 @@ class Draw:
 
 
 class ExampleMaker:
-  """Writes rows into the arrays of a batch. Threads may share one; workers unpickle their own."""
+  """Writes rows into the arrays of a batch. Threads may share one; workers unpickle their own.
 
-  def __init__(self, config: InputConfig):
+  Args:
+    config: what a row is to have.
+    classes: the names of the classes in the order of their numbers, if it is to have those.
+  """
+
+  def __init__(self, config: InputConfig, classes: Sequence[str] = ()):
     self._config = config
+    self._number = {name: i for i, name in enumerate(classes)}
+    self._augment = randaugment.parse(config.augment) if config.augment else None
     self._tokenizer = text.make_tokenizer(config.tokenizer)
     self._cache = ImageCache(config.cache_mb << 20)
 
@@ -41,16 +59,18 @@ class ExampleMaker:
     """Returns the arrays of a batch of `rows` rows, not yet filled; `whole`: as for evaluation."""
     size, length, boxes = self._config.image_size, self._config.text_len, self._config.max_boxes
     count, side = self._config.tiles, self._config.tile_size
-    tiled = {}
+    extra = {}
+    if self._config.num_classes and not whole:
+      extra["label"] = np.empty((rows,), np.int32)
     if not self._config.captions and not whole:
-      return {"image": images.empty((rows, size, size, 3))}
+      return extra | {"image": images.empty((rows, size, size, 3))}
     if count and not whole:
       size = self._config.view_size
-      tiled["tiles"] = images.empty((rows, count, side, side, 3))
-      tiled["tile_at"] = np.empty((rows, count), np.int32)
+      extra["tiles"] = images.empty((rows, count, side, side, 3))
+      extra["tile_at"] = np.empty((rows, count), np.int32)
     several = self._config.captions_per_image
     lead = (rows,) if whole or several == 1 else (rows, several)
-    batch = tiled | {
+    batch = extra | {
       "image": images.empty((rows, size, size, 3)),
       "text": np.empty((*lead, length), np.int32),
       "box": np.empty((*lead, 4), np.float32),
@@ -82,16 +102,19 @@ class ExampleMaker:
       where: name of the record, for messages.
 
     Raises:
-      CaptionError, ImageError: the record cannot be used.
+      CaptionError, ImageError, LabelError: the record cannot be used.
     """
     config = self._config
+    if config.num_classes:
+      batch["label"][row] = self._class_of(sample, where)
     size, shape = (sample.width, sample.height), self._crop_shape
     least = transforms.least_decoded_size(*size, config.image_size, **shape)
     picture = pictures.of(
       sample, where, least, lambda part, decode: self._cache.get((key, part), decode)
     )
     if not config.captions:
-      self._write_picture(batch, row, picture, transforms.random_crop(rng, *size, **shape), rng)
+      crop = transforms.random_crop(rng, *size, **shape, clamp=config.crop_clamp)
+      self._write_picture(batch, row, picture, crop, rng)
       return
     drawn = self.draw(sample, rng, where)
     captions = [(drawn.region, drawn.caption)]
@@ -106,6 +129,17 @@ class ExampleMaker:
       self._write_tiles(batch, row, picture, drawn.crop, rng)
     if mirrored:
       self._mirror_boxes(batch, row)
+
+  def _class_of(self, sample: records.Sample, where: str) -> int:
+    """The number of a sample's class; raises LabelError if there is none."""
+    if sample.label is None:
+      raise LabelError(f"{where}: the record has no class label, which training here needs.",
+                       "no-label")
+    if sample.label not in self._number:
+      raise LabelError(
+        f"{where}: the label {sample.label!r} is none of the {len(self._number)} classes of "
+        "input.classes.", "unknown-class")
+    return self._number[sample.label]
 
   @property
   def _crop_shape(self) -> dict[str, Any]:
@@ -128,6 +162,8 @@ class ExampleMaker:
     mirrored = self._config.flip and bool(rng.random() < 0.5)
     if mirrored:
       out[:] = out[:, ::-1].copy()
+    if self._augment:
+      out[:] = self._augment(out, rng)
     return mirrored
 
   def _mirror_boxes(self, batch: dict[str, np.ndarray], row: int) -> None:
@@ -226,10 +262,14 @@ class ExampleMaker:
       batch["num_boxes"][row] = 0
 
   def eval_image(self, sample: records.Sample, where: str) -> np.ndarray:
-    """Returns the whole image squashed to S x S."""
-    side = self._config.image_size
-    picture = pictures.of(sample, where, (side, side))
-    region = (0, 0, sample.width, sample.height)
+    """Returns the whole image squashed to S x S, or the square in its middle resized to that."""
+    side, (w, h) = self._config.image_size, (sample.width, sample.height)
+    region, least = (0, 0, w, h), (side, side)
+    if share := self._config.eval_crop:
+      cut = share * min(w, h)
+      x, y = (w - cut) / 2, (h - cut) / 2
+      region, least = (x, y, x + cut, y + cut), tuple(math.ceil(side * s / cut) for s in (w, h))
+    picture = pictures.of(sample, where, least)
     return picture.region(region, (side, side), self._config.resize)
 
   def _canonical(self, caption: str) -> str:

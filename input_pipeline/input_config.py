@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from input_pipeline import images, records
+from input_pipeline import images, randaugment, records
 from input_pipeline.mixture import Member
 
 
@@ -39,8 +39,19 @@ class InputConfig:
       decoding, the crop and the low resolution serve all of them. Above 1, "text", "box" and
       "is_global" of a batch have an axis for them; evaluation has one caption a row.
     captions: False trains on pictures alone: no record needs a caption, every crop is of the whole
-      image, and batches carry "image" only.
+      image, and batches carry "image" (and "label", see num_classes) only.
     flip: mirror half of the training images, with their boxes.
+    augment: what else happens to training images, e.g. "rand-m9-mstd0.5-inc1"; see
+      `randaugment.parse`. "" for nothing.
+    crop_clamp: a training crop that was drawn too wide or too tall is cut down to the image, and
+      not drawn again (the random crop of TensorFlow models, and of MAE's linear probe).
+    eval_crop: evaluate on the square in the middle whose side is this share of the image's shorter
+      side, e.g. 0.875 for the usual "256, then the middle 224"; 0 for the whole, squashed.
+    num_classes: training batches carry the number of the image's class; a record without one
+      cannot be used. 0 ships none.
+    classes: what the numbers mean: the names of the classes in their order, a file of them with one
+      on each line (its name ends in ".txt"), or a split; then all classes that occur in it, in the
+      order of their names. The split is read through for it, which takes long if it is large.
     max_boxes: ship up to so many boxes of the image beside the chosen one; 0 ships none.
     threads: batches made at the same time in a process (0: in the caller's thread).
     workers: processes to make batches in, each with `threads` threads; 0 for none.
@@ -66,6 +77,11 @@ class InputConfig:
   captions_per_image: int = 1
   captions: bool = True
   flip: bool = False
+  augment: str = ""
+  crop_clamp: bool = False
+  eval_crop: float = 0.0
+  num_classes: int = 0
+  classes: str | Sequence[str] = "train"
   max_boxes: int = 0
   threads: int = 2
   workers: int = 0
@@ -76,13 +92,15 @@ class InputConfig:
   def __post_init__(self):
     sizes = ("image_size", "text_len", "tile_size", "view_size")
     least = dict.fromkeys((*sizes, "prefetch", "captions_per_image"), 1)
-    least |= dict.fromkeys(("tiles", "max_boxes", "threads", "workers", "cache_mb"), 0)
+    counts = ("tiles", "max_boxes", "num_classes", "threads", "workers", "cache_mb")
+    least |= dict.fromkeys(counts, 0)
     for name, low in least.items():
       value = getattr(self, name)
       if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < low:
         raise InputError(f"input.{name} is {value!r}, expected a whole number of at least {low}.")
     self._check_tiles()
-    for name in ("global_share", "max_skip_share"):
+    self._check_pictures()
+    for name in ("global_share", "max_skip_share", "eval_crop"):
       value = getattr(self, name)
       if not _is_number(value) or not 0 <= value <= 1:
         raise InputError(f"input.{name} is {value!r}, expected a share between 0 and 1.")
@@ -99,15 +117,31 @@ class InputConfig:
           f"input.{name} is {pair!r}, expected two numbers (least, greatest) above 0"
           + ("." if high == math.inf else f" and up to {high:g}.")
         )
-    for name in ("canonicalize", "sentence_sampling", "captions", "flip"):
+    for name in ("canonicalize", "sentence_sampling", "captions", "flip", "crop_clamp"):
       if not isinstance(getattr(self, name), bool):
         raise InputError(f"input.{name} is {getattr(self, name)!r}, expected True or False.")
     if self.resize not in images.RESIZE_METHODS:
       raise InputError(f"input.resize is {self.resize!r}, expected one of {images.RESIZE_METHODS}.")
-    for name in ("split", "tokenizer"):
+    for name in ("split", "tokenizer", "augment"):
       if not isinstance(getattr(self, name), str):
         raise InputError(f"input.{name} is {getattr(self, name)!r}, expected text.")
     _named_paths(self.data)
+
+  def _check_pictures(self) -> None:
+    if isinstance(self.augment, str) and self.augment:
+      randaugment.parse(self.augment)
+    for name in ("augment", "crop_clamp", "eval_crop"):
+      if getattr(self, name) and self.captions:
+        raise InputError(
+          f"input.{name} is {getattr(self, name)!r} with captions=True: it would move what "
+          "captions and boxes speak of. Set input.captions=False to train on pictures alone."
+        )
+    names = [self.classes] if isinstance(self.classes, str) else self.classes
+    if not isinstance(names, Sequence) or not all(isinstance(n, str) and n for n in names):
+      raise InputError(
+        f"input.classes is {self.classes!r}, expected a split, a file that ends in .txt, or the "
+        "names of the classes."
+      )
 
   def _check_tiles(self) -> None:
     if not self.tiles:
@@ -140,14 +174,18 @@ class InputConfig:
       )
 
 
-def open_members(config: InputConfig) -> list[Member]:
+def open_members(config: InputConfig, split: str | None = None) -> list[Member]:
   """Opens the data sets of a config, in the order they are named.
+
+  Args:
+    config: names the data sets.
+    split: of each; None for the config's own.
 
   Raises:
     DatasetError: one of them is no data set or has no such split.
   """
   return [
-    Member(name, records.open_dataset(path, config.split), weight)
+    Member(name, records.open_dataset(path, config.split if split is None else split), weight)
     for name, path, weight in _named_paths(config.data)
   ]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from input_pipeline import contents
+from input_pipeline import contents, labels
 from input_pipeline.examples import UNUSABLE, ExampleMaker
 from input_pipeline.input_config import (
   InputConfig,
@@ -75,7 +75,8 @@ def train_stream(
     (b, max_boxes, 4), "num_boxes": int32 (b,)}: all boxes of the image that the crop shows, the
     chosen one first. If tiles > 0, "image" is the view (b, V, V, 3), and there are {"tiles": uint8
     (b, tiles, T, T, 3), "tile_at": int32 (b, tiles)}: tiles of the S x S image and their places in
-    its raster, -1 where there is none.
+    its raster, -1 where there is none. If num_classes > 0, there is {"label": int32 (b,)}. With
+    captions=False, "image" and "label" are all.
 
   Raises:
     InputError, DatasetError, TokenizerError: at once, if it cannot start.
@@ -101,9 +102,9 @@ def eval_stream(
 ) -> Stream:
   """Returns a finite stream over regions, captioned images, or labelled images, in record order.
 
-  Images are squashed to S x S without a crop and whole, also where training has tiles; captions are
-  whole. The last batch is padded: rows
-  with "mask" False stand for nothing. Every process sees the same number of batches, `len(stream)`.
+  Images are squashed to S x S without a crop and whole, also where training has tiles, or are the
+  square of config.eval_crop; captions are whole. The last batch is padded: rows with "mask" False
+  stand for nothing. Every process sees the same number of batches, `len(stream)`.
   To know how many regions each record has, the split is read through once (and remembered).
 
   Args:
@@ -203,7 +204,7 @@ class _TrainBatches:
     seed: int,
     start_step: int,
   ):
-    self._maker = ExampleMaker(config)
+    self._maker = ExampleMaker(config, labels.classes(config) if config.num_classes else ())
     self._mixture = mixture
     self._rows = rows
     self._batch_size = batch_size

@@ -82,11 +82,13 @@ def random_crop(
   *,
   scale: Sequence[float],
   ratio: Sequence[float],
+  clamp: bool = False,
 ) -> Crop:
   """Draws the crop of a random resized crop, by torchvision's rule.
 
   Ten tries of an area share uniform in `scale` and an aspect ratio log-uniform in `ratio`; then
-  the largest centred crop whose aspect ratio is within `ratio`.
+  the largest centred crop whose aspect ratio is within `ratio`. With `clamp`, one try, whose sides
+  are cut down to those of the image.
 
   Args:
     rng: source of randomness.
@@ -99,6 +101,8 @@ def random_crop(
     area = width * height * rng.uniform(*scale)
     aspect = float(np.exp(rng.uniform(*log_ratio)))
     w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+    if clamp:
+      w, h = max(1, min(w, width)), max(1, min(h, height))
     if 0 < w <= width and 0 < h <= height:
       y = int(rng.integers(height - h + 1))
       x = int(rng.integers(width - w + 1))

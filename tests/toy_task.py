@@ -70,7 +70,8 @@ class Toy:
         "box": jax.ShapeDtypeStruct((batch_size, 4), jnp.float32),
     }
 
-  def after_update(self, params):
+  def after_update(self, params, step):
+    del step
     return {**params, "t": jnp.minimum(params["t"], 0.2)}
 
   def _inputs(self, batch):

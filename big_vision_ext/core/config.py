@@ -34,8 +34,8 @@ __all__ = ["Config", "ConfigError", "Debug", "Duration", "Evaluation", "Init", "
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-  """AdamW, Adam or Adafactor. Patterns are full-match regular expressions over slash names; the
-  first match wins.
+  """AdamW, Adam, Adafactor, LARS or SGD. Patterns are full-match regular expressions over slash
+  names; the first match wins.
 
   Weight decay is big_vision's: a step subtracts `schedule * (lr * lr_mult * adam + weight_decay *
   wd_mult * param)`, so it is not multiplied by the learning rate. Other libraries' decay is
@@ -48,34 +48,47 @@ class Optim:
   column, no scaling by the size of parameters, momentum kept. `b1` is its momentum, `b2` the cap
   of the second moment's decay, which is 1 - step^-0.8 below it; `eps` and `nu_dtype` are AdamW's.
 
+  "sgd" has the momentum `b1`: a step subtracts lr * m, m = b1 * m + gradient (PyTorch's). "lars" is
+  the same with each kernel's gradient scaled to trust_coefficient times the kernel's length (You et
+  al. 2017, as in MAE's linear probe: no scaling of biases and norms).
+
   Attributes:
     wd_mults: (pattern, factor) pairs; parameters that none matches are not decayed.
+    weight_decay_end: what the decay comes to, along half a cosine, after `weight_decay_steps`
+      updates; None: it stays.
     lr_mults: (pattern, factor) pairs; parameters that none matches have factor 1.
+    layer_decay: of the learning rate from each layer of an encoder to the one before, and as in
+      PyTorch of the weight decay with it; multiplied onto lr_mults. See `core.layer_decay`.
     freeze: patterns of parameters that are not trained: no gradient, no state, not in the norms.
     clip_norm: largest global norm of the gradient; None: no clipping.
     accum_steps: a batch is cut into so many micro-batches whose gradients are averaged. Losses
       that compare examples with each other, as contrastive ones do, then see the pairs within a
       micro-batch only.
     mu_dtype: dtype of the first moment; None: that of the parameter for AdamW, and bfloat16 for
-      Adafactor.
+      Adafactor; of LARS and SGD that of their momentum.
     nu_dtype: dtype of AdamW's second moment; None: that of the parameter. bfloat16 needs b2 of at
       most 0.99, as rounding would swallow the changes of a slower one.
     clip_rms: of Adafactor: largest root mean square of a parameter's update; None: no clipping.
+    trust_coefficient: of LARS.
   """
 
-  name: Literal["adamw", "adam", "adafactor"] = "adamw"
+  name: Literal["adamw", "adam", "adafactor", "lars", "sgd"] = "adamw"
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
   weight_decay: float = 0.0
+  weight_decay_end: float | None = None
+  weight_decay_steps: int = 0
   wd_mults: tuple[tuple[str, float], ...] = ((".*/kernel", 1.0),)
   lr_mults: tuple[tuple[str, float], ...] = ()
+  layer_decay: float | None = None
   freeze: tuple[str, ...] = ()
   clip_norm: float | None = 1.0
   accum_steps: int = 1
   mu_dtype: Literal["float32", "bfloat16"] | None = None
   nu_dtype: Literal["float32", "bfloat16"] | None = None
   clip_rms: float | None = None
+  trust_coefficient: float = 0.001
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,15 @@ Frozen parameters are absent (None) from the trees that the optimiser sees: no g
 for them, no state is kept, and no norm counts them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from big_vision_ext.core import trees
+from big_vision_ext.core import layer_decay, trees
 from big_vision_ext.core.config import Optim
 from big_vision_ext.core.typed import ConfigError
 
@@ -27,8 +28,8 @@ def make(optim: Optim, lr: float, params: Any) -> optax.GradientTransformation:
   """The optimiser without its schedule: the caller multiplies the updates by the schedule's factor.
 
   update = -(lr * lr_mult * adam(clipped gradient) + weight_decay * wd_mult * param), or with
-  adafactor in place of adam. Of "adam", -lr * lr_mult * adam(clipped gradient + weight_decay *
-  wd_mult * param).
+  another optimiser in place of adam; both terms are multiplied by the layer's scale, if layers have
+  one. Of "adam", -lr * lr_mult * adam(clipped gradient + weight_decay * wd_mult * param).
 
   Args:
     optim: the config's settings.
@@ -39,7 +40,8 @@ def make(optim: Optim, lr: float, params: Any) -> optax.GradientTransformation:
     PatternError: a pattern matches nothing.
     ConfigError: a number out of range.
   """
-  for name, low in (("eps", 0), ("weight_decay", 0), ("clip_norm", 0), ("clip_rms", 0)):
+  for name, low in (("eps", 0), ("weight_decay", 0), ("clip_norm", 0), ("clip_rms", 0),
+                    ("trust_coefficient", 0)):
     value = getattr(optim, name)
     if value is not None and value < low:
       raise ConfigError(f"config.optim.{name}={value}: expected at least {low}")
@@ -54,15 +56,20 @@ def make(optim: Optim, lr: float, params: Any) -> optax.GradientTransformation:
   parts = []
   if optim.clip_norm is not None:
     parts.append(optax.clip_by_global_norm(optim.clip_norm))
-  decay = []
-  if optim.weight_decay:
+  layers = dict.fromkeys(names, 1.0)
+  if optim.layer_decay is not None:
+    layers = layer_decay.scales(params, optim.layer_decay)
+  coupled, decay = optim.name == "adam", []
+  if optim.weight_decay or optim.weight_decay_end is not None:
     wd_mults = trees.first_match(optim.wd_mults, names, 0.0, "config.optim.wd_mults")
-    decay = [_decay({name: optim.weight_decay * mult for name, mult in wd_mults.items()})]
-  coupled = optim.name == "adam"
+    # Part of the gradient, it is scaled with it.
+    scales = dict.fromkeys(names, 1.0) if coupled else layers
+    decay = [_decay({name: optim.weight_decay * mult * scales[name]
+                     for name, mult in wd_mults.items()}, _growth(optim))]
   parts += decay if coupled else []
-  parts.append(_adafactor(optim) if optim.name == "adafactor" else _adam(optim))
+  parts.append(_OPTIMISERS[optim.name](optim))
   lr_mults = trees.first_match(optim.lr_mults, names, 1.0, "config.optim.lr_mults")
-  parts.append(_scale({name: lr * mult for name, mult in lr_mults.items()}))
+  parts.append(_scale({name: lr * mult * layers[name] for name, mult in lr_mults.items()}))
   parts += [] if coupled else decay
   parts.append(optax.scale(-1.0))
   return optax.chain(*parts)
@@ -132,15 +139,73 @@ def _adafactor(optim: Optim) -> optax.GradientTransformation:
   return optax.chain(*parts)
 
 
-def _scale(factors: dict[str, float]) -> optax.GradientTransformation:
+def _sgd(optim: Optim) -> optax.GradientTransformation:
+  return optax.trace(optim.b1, accumulator_dtype=optim.mu_dtype)
+
+
+def _lars(optim: Optim) -> optax.GradientTransformation:
+  return optax.chain(_trust(optim.trust_coefficient), _sgd(optim))
+
+
+def _trust(coefficient: float) -> optax.GradientTransformation:
+  """Gradients as long as `coefficient` times their kernel; those of biases and norms stay."""
+  def update(updates, params):
+    def trusted(name, u, p):
+      # Layers of a stack are kernels of their own; a bias of heads has two axes.
+      first = int(layer_decay.is_stacked(name))
+      if p.ndim - first < 2 or name.rpartition("/")[2] in ("bias", "scale"):
+        return u
+
+      def norm(x):
+        axes = tuple(range(first, x.ndim))
+        return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axes, keepdims=True))
+
+      of_p, of_u = norm(p), norm(u)
+      ratio = coefficient * of_p / jnp.where(of_u > 0, of_u, 1.0)
+      return (u * jnp.where((of_p > 0) & (of_u > 0), ratio, 1.0)).astype(u.dtype)
+
+    return trees.map_with_names(trusted, updates, params)
+  return optax.stateless(update)
+
+
+_OPTIMISERS = {"adamw": _adam, "adam": _adam, "adafactor": _adafactor, "lars": _lars, "sgd": _sgd}
+
+
+def _scale(factors: dict[str, Any]) -> optax.GradientTransformation:
   def update(updates, params=None):
     del params
-    return trees.map_with_names(lambda name, u: u * factors[name], updates)
+    return trees.map_with_names(lambda name, u: (u * factors[name]).astype(u.dtype), updates)
   return optax.stateless(update)
 
 
-def _decay(factors: dict[str, float]) -> optax.GradientTransformation:
-  def update(updates, params):
+def _growth(optim: Optim) -> Callable[[jax.Array], jax.Array] | None:
+  """What the weight decay is multiplied by after so many steps; None: it stays as it is."""
+  first, last = optim.weight_decay, optim.weight_decay_end
+  if last is None:
+    return None
+  if not first or last < 0 or optim.weight_decay_steps < 1:
+    raise ConfigError(
+        f"config.optim: weight_decay={first}, weight_decay_end={last}, weight_decay_steps="
+        f"{optim.weight_decay_steps}: expected decays above 0 and the number of steps between")
+
+  def growth(count):
+    share = jnp.minimum(count / optim.weight_decay_steps, 1.0)
+    return (last + (first - last) * 0.5 * (1 + jnp.cos(jnp.pi * share))) / first
+  return growth
+
+
+def _decay(factors: dict[str, Any], growth: Callable | None) -> optax.GradientTransformation:
+  def decayed(updates, params, now):
     return trees.map_with_names(
-        lambda name, u, p: u + factors[name] * p if factors[name] else u, updates, params)
-  return optax.stateless(update)
+        lambda name, u, p: (u + now * factors[name] * p).astype(u.dtype)
+        if np.any(factors[name]) else u, updates, params)
+
+  if growth is None:
+    return optax.stateless(lambda updates, params: decayed(updates, params, 1.0))
+
+  def update(updates, state, params):
+    updates = decayed(updates, params, growth(state.count))
+    return updates, optax.ScaleByScheduleState(state.count + 1)
+
+  start = lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+  return optax.GradientTransformation(start, update)

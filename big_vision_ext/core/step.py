@@ -15,10 +15,13 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from big_vision_ext.core import optimizers, sharding
+from big_vision_ext.core import optimizers, sharding, trees
 from big_vision_ext.core.config import Config
+from big_vision_ext.core.typed import ConfigError
 
 COUNTERS = ("step", "skipped", "skipped_in_row")
+# What a loss reports under this is no metric but the next value of a frozen parameter.
+_PARAMETERS = "params/"
 
 
 def plan_state(task: Any, config: Config, mesh: jax.sharding.Mesh,
@@ -82,7 +85,7 @@ def make(task: Any, config: Config, tx: optax.GradientTransformation,
   Its randomness is `fold_in(seed, step)`: nothing random is stored. An update that is not finite
   leaves parameters and optimiser as they were and is counted.
   """
-  after_update = getattr(task, "after_update", None) or (lambda params: params)
+  after_update = getattr(task, "after_update", None) or (lambda params, step: params)
   accum = config.optim.accum_steps
 
   def loss_fn(trained, frozen, batch, key):
@@ -97,10 +100,12 @@ def make(task: Any, config: Config, tx: optax.GradientTransformation,
     trained, frozen = optimizers.split(state["params"], config.optim.freeze)
     grad = functools.partial(_accumulate, value_and_grad, accum, mesh)
     (_, metrics), grads = grad(trained, frozen, batch, key)
+    metrics, frozen = _observed(metrics, frozen)
     factor = schedule(state["step"])
     updates, opt = tx.update(grads, state["opt"], trained)
     updates = jax.tree.map(lambda u: u * factor.astype(u.dtype), updates)
-    new = after_update(optimizers.merge(optax.apply_updates(trained, updates), frozen))
+    new = optimizers.merge(optax.apply_updates(trained, updates), frozen)
+    new = after_update(new, state["step"])
 
     grad_norm = optax.tree.norm(_float32(grads))
     update_norm = optax.tree.norm(_float32(updates))
@@ -171,6 +176,17 @@ def check_batch(spec: dict[str, jax.ShapeDtypeStruct], batch: dict[str, np.ndarr
   if wrong:
     raise ValueError("config.input does not fit config.model:\n  " + "\n  ".join(wrong))
   return {name: batch[name] for name in spec}
+
+
+def _observed(metrics, frozen):
+  """The metrics proper, and the frozen parameters with the values that the loss has for them."""
+  own = {k: v for k, v in metrics.items() if not k.startswith(_PARAMETERS)}
+  values = {k.removeprefix(_PARAMETERS): v for k, v in metrics.items() if k not in own}
+  if unknown := sorted(values.keys() - set(trees.names(frozen))):
+    raise ConfigError(f"config.optim.freeze: the task itself computes {unknown[0]}, which the "
+                      "optimiser may not train; add a pattern that matches it")
+  return own, trees.map_with_names(
+      lambda name, p: values[name].astype(p.dtype) if name in values else p, frozen)
 
 
 def _accumulate(value_and_grad, accum, mesh, trained, frozen, batch, key):

@@ -60,6 +60,15 @@ def whole(table: Array, axes: tuple[str | None, ...]) -> Array:
   return nn.with_logical_constraint(stored, (None,) * table.ndim)
 
 
+def drop_path(y: Float[Array, "b t d"], rate: Any, key: Array) -> Float[Array, "b t d"]:
+  """Leaves a residual branch out of a share `rate` of the samples and scales up what stays.
+
+  Huang et al. 2016, sec. 3, with the scaling in training (timm): the expectation is `y`.
+  """
+  keep = jax.random.bernoulli(key, 1.0 - rate, (y.shape[0],) + (1,) * (y.ndim - 1))
+  return jnp.where(keep, y / (1.0 - rate), 0.0).astype(y.dtype)
+
+
 class Projection(nn.Module):
   """x @ kernel + bias over the last `contract` axes; kernel (*in, *features).
 
@@ -189,15 +198,28 @@ class EncoderBlock(nn.Module):
   param_dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b t d"], kv=None, deterministic: bool = True, spans=None):
+  def __call__(
+    self,
+    x: Float[Array, "b t d"],
+    kv=None,
+    deterministic: bool = True,
+    spans: attention.Spans | None = None,
+    drop_rate: Any = None,
+  ):
     """Returns the block's output and the keys and values of `x`, each (b, t, d).
 
     `spans` says which of all keys the tokens of `x` may read; see `attention.Spans`.
     Given a pair `kv` of other tokens, these stand in front of the keys and values of `x`; only `x`
     asks. Given the block's input of those tokens instead, their keys and values are made of it.
+    With a `drop_rate`, each of the two branches is left out of that share of the samples.
     """
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    drop = nn.Dropout(self.dropout)
+    dropout = nn.Dropout(self.dropout)
+
+    def drop(y, deterministic):
+      y = dropout(y, deterministic)
+      return y if drop_rate is None else drop_path(y, drop_rate, self.make_rng("dropout"))
+
     x = constrain(x, "act_embed")
     norm = layer_norm("LayerNorm_0", self.ln_eps, **types)
     asking = asked = norm(x)
@@ -223,6 +245,8 @@ class Encoder(nn.Module):
       L copies of it (`encoderblock_{i}`). Compiles L times less.
     remat_policy: what a block may keep for the backward pass: "none" switches rematerialisation
       off, "nothing_saveable" recomputes all; see `remat`.
+    drop_path: how often the last block's branches are left out of a sample in training; it rises
+      linearly from 0 at the first block.
     final_norm: whether there is an `encoder_norm`.
   """
 
@@ -234,6 +258,7 @@ class Encoder(nn.Module):
   act: str = "gelu_tanh"
   ln_eps: float = 1e-6
   dropout: float = 0.0
+  drop_path: float = 0.0
   final_norm: bool = True
   fused_qkv_init: bool = False
   dtype: Any = jnp.float32
@@ -241,6 +266,8 @@ class Encoder(nn.Module):
 
   def setup(self):
     remat.policy(self.remat_policy)  # Raises where it would not be found.
+    if not 0 <= self.drop_path < 1:
+      raise ValueError(f"drop_path={self.drop_path}: expected a share of at least 0 and below 1.")
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     block = functools.partial(
       EncoderBlock,
@@ -270,7 +297,7 @@ class Encoder(nn.Module):
     Args:
       x: tokens.
       kv: `out["kv"]` of an earlier call on other tokens, to stand in front of this call's.
-      deterministic: no dropout.
+      deterministic: no dropout, and no branch left out.
       layers: the blocks, from 0 and ascending, whose outputs are asked for; None for all. Under
         scan, what was not asked for is not kept.
       keep_inputs: give the inputs of the blocks instead of keys and values, out of which the next
@@ -284,8 +311,12 @@ class Encoder(nn.Module):
       (b, t, d) each, with a leading L under scan and in a list else.
     """
 
-    def step(block, x, kv):
-      y, own = block(x, kv, deterministic, spans)
+    rates = None
+    if self.drop_path and not deterministic:
+      rates = np.linspace(0.0, self.drop_path, self.depth, dtype=np.float32)
+
+    def step(block, x, kv, rate):
+      y, own = block(x, kv, deterministic, spans, rate)
       # Nobody asks for the keys of a look; kept, those of all layers weigh as much as its tokens.
       return y, None if kv is not None else x if keep_inputs else own
 
@@ -295,20 +326,21 @@ class Encoder(nn.Module):
 
     x = x.astype(self.dtype)
     if self.scan:
-      x, blocks, new_kv = self._scanned(step, x, kv, layers)
+      x, blocks, new_kv = self._scanned(step, x, kv, rates, layers)
     else:
       if kv is not None and len(kv) != self.depth:
         raise ValueError(f"Got keys and values of {len(kv)} layers for depth={self.depth}.")
       blocks, new_kv = [], []
       for i, block in enumerate(self.encoderblock):
-        x, own = step(block, x, None if kv is None else kv[i])
+        rate = None if rates is None else rates[i]
+        x, own = step(block, x, None if kv is None else kv[i], rate)
         blocks.append(x)
         new_kv.append(own)
       new_kv = new_kv if kv is None else None
       blocks = blocks if layers is None else [blocks[i] for i in layers]
     return self.norm(x), {"blocks": blocks, "last": x, "kv": new_kv}
 
-  def _scanned(self, step, x, kv, layers):
+  def _scanned(self, step, x, kv, rates, layers):
     """All blocks by one program: the last output, the outputs of `layers`, keys and values."""
     # Where a block's output goes among those asked for; beyond the last of them, if it was not.
     wanted = () if layers is None else tuple(layers)
@@ -317,9 +349,10 @@ class Encoder(nn.Module):
 
     def keep(block, carry, given):
       x, kept = carry
-      x, own = step(block, x, given[0])
+      kv, slot, rate = given
+      x, own = step(block, x, kv, rate)
       if wanted:
-        kept = kept.at[given[1]].set(x, mode="drop")
+        kept = kept.at[slot].set(x, mode="drop")
       return (x, kept), (x if layers is None else None, own)
 
     run = nn.scan(
@@ -330,7 +363,8 @@ class Encoder(nn.Module):
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
     kept = jnp.zeros((len(wanted), *x.shape), x.dtype)
-    (x, kept), (blocks, new_kv) = run(self.encoderblock, (x, kept), (kv, jnp.asarray(slots)))
+    given = kv, jnp.asarray(slots), rates
+    (x, kept), (blocks, new_kv) = run(self.encoderblock, (x, kept), given)
     return x, kept if blocks is None else blocks, new_kv
 
   def norm(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:

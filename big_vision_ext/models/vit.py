@@ -100,7 +100,7 @@ class ViT(nn.Module):
     rep_size: width of a tanh layer between pooling and head; 0 for none, -1 for `width`.
     num_classes: outputs of a linear head; 0 for none.
     head_zeroinit: whether that head starts at zero.
-    scan, remat_policy: see `blocks.Encoder`.
+    scan, remat_policy, drop_path: see `blocks.Encoder`.
     act: "gelu_tanh" (big_vision) or "gelu" (timm, PS3).
     dtype: type of computation. Parameters are `param_dtype` whatever it is.
   """
@@ -126,6 +126,7 @@ class ViT(nn.Module):
   act: str = "gelu_tanh"
   ln_eps: float = 1e-6
   dropout: float = 0.0
+  drop_path: float = 0.0
   final_norm: bool = True
   dtype: Any = "float32"
   param_dtype: Any = "float32"
@@ -159,6 +160,7 @@ class ViT(nn.Module):
       act=self.act,
       ln_eps=self.ln_eps,
       dropout=self.dropout,
+      drop_path=self.drop_path,
       final_norm=self.final_norm,
       fused_qkv_init=self.fused_qkv_init,
       **types,

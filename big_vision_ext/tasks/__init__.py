@@ -3,11 +3,14 @@
 A task is a frozen object with
 
 - `init(rng, batch) -> params` (leaves may be boxed with their logical axes),
-- `loss(params, batch, rng, train) -> (scalar, {name: scalar})`,
+- `loss(params, batch, rng, train) -> (scalar, {name: scalar})`; an entry named `params/NAME` is no
+  metric but the next value of the parameter NAME, which the optimiser must freeze: running
+  statistics are kept so (over micro-batches it is their mean),
 - `outputs: {name: fn(params, batch, ...)}` for evaluators, `encode` and export; `text` reads only
   the batch's "text", `image` only its "image",
 - `batch_spec(batch_size) -> {name: jax.ShapeDtypeStruct}`, shapes without data,
-- optionally `after_update(params) -> params`, applied after each optimiser step,
+- optionally `after_update(params, step) -> params`, applied after each optimiser step, of which
+  there were `step` before: for limits on parameters, and for teachers that follow,
 - optionally `flops_per_example`, model FLOPs of one training example, and `forward_flops(selected)`
   of one image and text with looks of so many tokens each.
 

@@ -91,8 +91,9 @@ class Task:
       return params
     return {**params, "teacher": _fixation_targets.teacher_of(params)}
 
-  def after_update(self, params):
+  def after_update(self, params, step):
     """Moves the teacher, if there is one, towards what was learned."""
+    del step  # Its pace does not change.
     return _fixation_targets.move_teacher(params, self.config.teacher)
 
   def loss(self, params, batch, rng, train: bool):

@@ -169,7 +169,8 @@ class Task:
     total = contrast + self.config.selection_weight * where
     return total, metrics | terms | {"loss_contrastive": contrast, "loss_selection": where}
 
-  def after_update(self, params):
+  def after_update(self, params, step):
+    del step
     return _towers.clamp_temperature(params)
 
   def embed_text(self, params, batch):

@@ -18,6 +18,7 @@ from big_vision_ext import tasks, train
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import typed
 from input_pipeline import examples, loader
+from tests import toy_classes
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # common.py holds what several configs share and is none itself.
@@ -51,8 +52,14 @@ def test_a_configs_model_and_input_fit_each_other(path, arg):
   captions = (config.batch_size, several) if several > 1 else (config.batch_size,)
   assert spec["image"].shape == (config.batch_size, side, side, 3)
   assert inputs.captions == ("text" in spec)
-  if inputs.captions:
-    assert spec["text"].shape == (*captions, length)
+  if not inputs.captions:
+    batch = examples.ExampleMaker(inputs).allocate(1)
+    assert {k: (s.shape, s.dtype) for k, s in task.batch_spec(1).items()} == {
+      k: (v.shape, v.dtype) for k, v in batch.items()}
+    if inputs.num_classes:
+      assert task.config.num_classes == inputs.num_classes
+    return
+  assert spec["text"].shape == (*captions, length)
   assert inputs.max_boxes == (spec["boxes"].shape[1] if "boxes" in spec else 0)
 
 
@@ -79,9 +86,13 @@ def test_a_configs_header_has_its_command_and_its_source(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_a_config_runs_locally_on_the_sample_data(path, tmp_path, small_sample_data):
-  argv = ["--config", f"{path}:runlocal,data={small_sample_data}", "--workdir", str(tmp_path)]
+  arg = f"data={small_sample_data}"
+  if "num_classes" in config_lib.load(str(path)).input:
+    # The sample's canvases are of no class.
+    arg = f"classes=3,data={toy_classes.write(tmp_path / 'data')}"
+  argv = ["--config", f"{path}:runlocal,{arg}", "--workdir", str(tmp_path / "run")]
   assert train.main(argv) == 0
-  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
   assert any("loss" in line for line in lines)
 
 

@@ -134,6 +134,91 @@ def test_adafactor_keeps_little_and_its_momentum_in_bfloat16():
   assert sum(x.size for n, x in kept.items() if n not in momentum) == 64 + 96 + 96 + 1 + 2 + 2
 
 
+STACKED = {
+  "Transformer": {"encoderblock": {"kernel": (3, 4, 2, 5), "bias": (3, 2, 5), "scale": (3, 4)}},
+  "head": {"kernel": (5, 7), "bias": (7,)}, "idle": {"kernel": (4, 4)}, "table": (1, 6, 4)}
+
+
+def momentum_reference(params, all_grads, rates, momentum, trust):
+  """LARS of MAE's linear probe, in float64: kernels' gradients scaled by trust |p| / |g|, of each
+  layer alone; m = momentum m + g; p -= rate m. Without trust SGD, as PyTorch's."""
+  params = {n: np.float64(p) for n, p in params.items()}
+  m = {n: np.zeros_like(p) for n, p in params.items()}
+  for g, rate in zip(all_grads, rates, strict=True):
+    for n, p in params.items():
+      x = np.float64(g[n])
+      if trust and not n.endswith(("bias", "scale")):
+        # A stack is cut into its layers, anything else is one.
+        parts = zip(x, p) if "encoderblock/" in n else [(x, p)]
+        lengths = [(np.linalg.norm(a), np.linalg.norm(b)) for a, b in parts]
+        q = np.array([trust * b / a if a > 0 and b > 0 else 1.0 for a, b in lengths])
+        x = x * q.reshape(-1, *[1] * (x.ndim - 1)) if "encoderblock/" in n else x * q[0]
+      m[n] = momentum * m[n] + x
+      params[n] = p - rate * m[n]
+  return params
+
+
+def momentum_case():
+  rng = np.random.default_rng(1)
+  names = trees.names(jax.tree.map(np.zeros, STACKED, is_leaf=lambda x: isinstance(x, tuple)))
+  shapes = dict(zip(names, jax.tree.leaves(STACKED, is_leaf=lambda x: isinstance(x, tuple))))
+  draw = lambda scale: {n: np.float32(scale * rng.standard_normal(s)) for n, s in shapes.items()}
+  params, all_grads = draw(1.0), [draw(10 ** rng.uniform(-2, 1)) for _ in range(5)]
+  params["idle/kernel"][:] = 0.0  # No length to go by.
+  all_grads[1]["head/kernel"][:] = 0.0
+  return params, all_grads
+
+
+@pytest.mark.parametrize("name, trust", [("lars", 0.02), ("sgd", 0.0)])
+def test_momentum_and_trust_are_those_of_the_linear_probe_under_a_changing_rate(name, trust):
+  params, all_grads = momentum_case()
+  rates = [0.3, 0.1, 0.4, 0.2, 0.05]
+  optim = Optim(name, b1=0.9, clip_norm=None, trust_coefficient=trust)
+  tx = optimizers.make(optim, 2.0, trees.nest(params))
+  got = trees.nest(params)
+  state = tx.init(got)
+  for g, rate in zip(all_grads, rates, strict=True):
+    updates, state = jax.jit(tx.update)(trees.nest(g), state, got)
+    got = optax.apply_updates(got, jax.tree.map(lambda u, r=rate: u * r, updates))
+  want = momentum_reference(params, all_grads, [2 * r for r in rates], 0.9, trust)
+  for n, value in trees.flatten(got).items():
+    # float32 against float64 over five steps.
+    np.testing.assert_allclose(value, want[n], rtol=1e-5, atol=1e-5 * np.abs(want[n]).max())
+
+
+def test_lars_is_optax_s_at_a_constant_rate():
+  params, all_grads = momentum_case()
+  # It knows no stacks.
+  params = {n: x for n, x in params.items() if "encoderblock" not in n}
+  all_grads = [{n: g[n] for n in params} for g in all_grads]
+  mine = optimizers.make(Optim("lars", b1=0.9, clip_norm=None), 0.5, params)
+  peer = optax.lars(0.5, momentum=0.9, trust_coefficient=0.001,
+                    trust_ratio_mask=lambda p: {n: not n.endswith("bias") for n in p})
+  got, want = dict(params), dict(params)
+  states = mine.init(got), peer.init(want)
+  for g in all_grads:
+    a, b = mine.update(g, states[0], got), peer.update(g, states[1], want)
+    got, want = optax.apply_updates(got, a[0]), optax.apply_updates(want, b[0])
+    states = a[1], b[1]
+  for n in params:
+    # Both float32; the rate is multiplied on in another place.
+    np.testing.assert_allclose(got[n], want[n], rtol=1e-5, atol=1e-6)
+
+
+def test_weight_decay_can_rise_along_half_a_cosine():
+  """I-JEPA: the n-th of T steps decays by last + (first - last) (1 + cos(pi n / T)) / 2."""
+  optim = Optim("sgd", weight_decay=0.04, weight_decay_end=0.4, weight_decay_steps=8,
+                wd_mults=(("a/kernel", 1.0),), clip_norm=None)
+  zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+  tx = optimizers.make(optim, 0.1, PARAMS)
+  state = tx.init(PARAMS)
+  for n in range(11):
+    updates, state = tx.update(zeros, state, PARAMS)
+    want = 0.4 + (0.04 - 0.4) * (1 + np.cos(np.pi * min(n, 8) / 8)) / 2
+    np.testing.assert_allclose(updates["a"]["kernel"], -want * PARAMS["a"]["kernel"], rtol=1e-5)
+    assert not np.any(updates["b"]["kernel"]) and not np.any(updates["a"]["bias"])
+
+
 def test_a_moving_average_follows_at_first_and_then_remembers():
   average, want = {"a": jnp.zeros(3)}, np.zeros(3)
   for t in range(200):
@@ -149,7 +234,10 @@ def test_a_moving_average_follows_at_first_and_then_remembers():
     (Optim(weight_decay=0.1, wd_mults=(("c", 1.0),)), "config.optim.wd_mults: the pattern 'c'"),
     (Optim(clip_norm=-1.0), "config.optim.clip_norm=-1.0"),
     (Optim(b1=1.0), "config.optim.b1=1.0"),
-    (Optim("adafactor", clip_rms=-1.0), "config.optim.clip_rms=-1.0"),
+  (Optim(weight_decay_end=0.2, weight_decay_steps=5), "weight_decay=0.0, weight_decay_end=0.2"),
+  (Optim(weight_decay=0.1, weight_decay_end=0.2), "weight_decay_end=0.2, weight_decay_steps=0"),
+  (Optim("lars", trust_coefficient=-1.0), "config.optim.trust_coefficient=-1.0"),
+  (Optim("adafactor", clip_rms=-1.0), "config.optim.clip_rms=-1.0"),
 ])
 def test_settings_that_cannot_be_are_errors(optim, message):
   with pytest.raises(ValueError, match=message):

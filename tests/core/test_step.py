@@ -154,3 +154,47 @@ def test_a_batch_that_does_not_fit_the_task_says_what_is_wrong():
     step.check_batch(spec, {"image": batch["image"]})
   with pytest.raises(ValueError, match=r"image: the task wants uint8\(16, 9, 9, 3\), the input"):
     step.check_batch(dataclasses.replace(toy_task.Toy(), size=9).batch_spec(16), batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(toy_task.Toy):
+  """Counts its examples in a frozen parameter."""
+
+  frozen_name: str = "seen/sum"
+
+  def init(self, rng, batch):
+    return {**super().init(rng, batch), "seen": {"sum": jnp.zeros(())}}
+
+  def loss(self, params, batch, rng, train):
+    own = {k: v for k, v in params.items() if k != "seen"}
+    loss, metrics = super().loss(own, batch, rng, train)
+    total = params["seen"]["sum"] + jnp.mean(batch["box"])
+    return loss, {**metrics, f"params/{self.frozen_name}": total}
+
+
+@pytest.mark.parametrize("accum", [1, 4])
+def test_a_loss_can_give_the_next_value_of_a_frozen_parameter(accum):
+  reports, state = train(task=Counting(noise=0.0), steps=3,
+                         optim={"freeze": ("seen/.*",), "accum_steps": accum})
+  want = sum(b["box"].mean() for b in batches(3))
+  # Of micro-batches the mean, which of means is that of the batch.
+  np.testing.assert_allclose(state["params"]["seen"]["sum"], want, rtol=1e-6)
+  assert not any(name.startswith("params/") for name in reports[0])
+  if accum > 1:
+    return
+  # Nothing else is different for it.
+  plain, other = train(task=toy_task.Toy(noise=0.0), steps=3)
+  np.testing.assert_allclose([r["loss"] for r in reports], [r["loss"] for r in plain], rtol=1e-6)
+  np.testing.assert_allclose(state["params"]["fc1"]["kernel"], other["params"]["fc1"]["kernel"],
+                             rtol=1e-5, atol=1e-7)
+
+
+def test_an_update_that_is_left_out_leaves_that_parameter_as_well():
+  reports, state = train(task=Counting(nan_below=300.0), steps=2,
+                         optim={"freeze": ("seen/.*",)})
+  assert reports[-1]["skipped_updates"] == 2 and float(state["params"]["seen"]["sum"]) == 0.0
+
+
+def test_a_parameter_that_the_optimiser_trains_cannot_be_given():
+  with pytest.raises(config.ConfigError, match="the task itself computes seen/sum"):
+    train(task=Counting(), steps=1)

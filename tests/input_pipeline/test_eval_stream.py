@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from input_pipeline import contents, loader, records, text
 
@@ -95,6 +96,33 @@ def test_evaluation_images_are_squashed_and_alike_for_all_regions(make_dataset, 
   assert (batch["image"][0, :, : half - 2] == 0).all()
   assert (batch["image"][0, :, half + 2 :] == 200).all()
   assert batch["box"].tolist() == [[0, 0, half, SIZE], [half, 0, SIZE, SIZE]]
+
+
+@pytest.mark.parametrize("width, height", [(80, 56), (48, 96), (64, 64)])
+def test_evaluation_can_take_the_square_in_the_middle(
+  make_dataset, make_sample, encode_image, width, height
+):
+  """Resize the shorter side to 32, then the middle 24 x 24: the usual 256 and 224."""
+  rng = np.random.default_rng(0)
+  small = Image.fromarray(rng.integers(0, 256, (7, 10, 3), np.uint8))
+  image = small.resize((width, height), Image.Resampling.BICUBIC)
+  sample = dataclasses.replace(
+    make_sample(0, regions=0), image=encode_image(image), width=width, height=height, label="x",
+    global_text="x")
+  data = make_dataset({"val": [sample]})
+  short = min(width, height)
+  sides = tuple(round(32 * s / short) for s in (width, height))
+  whole = np.asarray(image.resize(sides, Image.Resampling.BICUBIC)).astype(int)
+  y, x = (whole.shape[0] - 24) // 2, (whole.shape[1] - 24) // 2
+  want = whole[y : y + 24, x : x + 24]
+  settings = _config(data, captions=False, eval_crop=0.75)
+  (batch,) = loader.eval_stream(settings, batch_size=1, items="labelled")
+  got = batch["image"][0].astype(int)
+  # Sides are rounded to whole pixels there: a longer one of 45.7, and its odd half.
+  exact = width == height
+  assert np.abs(got - want).max() <= 1 if exact else np.abs(got - want).mean() < 6
+  (squashed,) = loader.eval_stream(_config(data), batch_size=1, items="labelled")
+  assert np.abs(squashed["image"][0].astype(int) - want).mean() > 12
 
 
 def test_processes_evaluate_equally_many_batches_and_together_everything(data):

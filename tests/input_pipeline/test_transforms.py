@@ -65,6 +65,23 @@ def test_images_no_crop_fits_into_fall_back_to_their_centre(size, expected):
     assert transforms.random_crop(_rng(i), *size, scale=SCALE, ratio=RATIO) == expected
 
 
+def test_clamped_crops_are_drawn_once_and_cut_down_to_the_image():
+  """facebookresearch/mae, the random crop of its linear probe."""
+  width, height, scale, ratio = 60, 20, (0.08, 1.0), (0.75, 4 / 3)
+  lost = 0
+  for i in range(300):
+    x, y, w, h = transforms.random_crop(
+      _rng(i), width, height, scale=scale, ratio=ratio, clamp=True)
+    rng = _rng(i)
+    area = width * height * rng.uniform(*scale)
+    aspect = np.exp(rng.uniform(*np.log(ratio)))
+    want_w, want_h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+    assert (w, h) == (min(want_w, width), min(want_h, height))
+    assert 0 <= x <= width - w and 0 <= y <= height - h
+    lost += want_h > height
+  assert lost > 50  # Where torchvision's rule would have drawn again.
+
+
 def test_a_box_keeps_its_pixels_through_crop_and_resize():
   # Rasters are the reference: crop and enlarge a mask, then find its extent.
   rng = _rng(0)

@@ -251,7 +251,7 @@ def test_the_surprise_loss_is_that_of_the_formula():
 
 def test_the_teacher_follows_slowly_and_only_where_there_is_one():
   task, params, _ = made(target="features", teacher=0.9)
-  moved = task.after_update(params)
+  moved = task.after_update(params, 0)
   assert set(moved["teacher"]) == {"embedding", "cls", "Transformer", "scale_embedding"}
   for name, want in trees.flatten(moved["teacher"]).items():
     old, new = (trees.flatten(t)[name] for t in (params["teacher"], params))
@@ -259,7 +259,7 @@ def test_the_teacher_follows_slowly_and_only_where_there_is_one():
   rest = {k: v for k, v in moved.items() if k != "teacher"}
   jax.tree.map(np.testing.assert_array_equal, rest, {k: params[k] for k in rest})
   task, params, _ = made()
-  assert task.after_update(params) is params
+  assert task.after_update(params, 0) is params
   fresh = jax.eval_shape(lambda k: made(target="features")[0].init(k, {"image": images()}),
                          jax.random.key(0))
   assert "teacher" in fresh and "teacher" not in made()[1]

@@ -158,7 +158,8 @@ def test_bottom_up_selection_never_sees_the_caption(ps3):
 def test_the_temperature_stays_between_one_and_a_hundred(ps3):
   task, params, _ = ps3
   for t, want in ((9.0, np.log(100)), (-1.0, 0.0), (2.0, 2.0)):
-    assert float(task.after_update({**params, "t": jnp.array([t])})["t"][0]) == pytest.approx(want)
+    after = task.after_update({**params, "t": jnp.array([t])}, 0)
+    assert float(after["t"][0]) == pytest.approx(want)
 
 
 def test_siglip_with_region_pooling_sees_only_the_box_but_attends_everywhere(siglip):
