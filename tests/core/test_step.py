@@ -183,7 +183,7 @@ def test_a_loss_can_give_the_next_value_of_a_frozen_parameter(accum):
   if accum > 1:
     return
   # Nothing else is different for it.
-  plain, other = train(task=toy_task.Toy(noise=0.0), steps=3)
+  plain, other = train(task=toy_task.Toy(noise=0.0), steps=3, optim={"accum_steps": accum})
   np.testing.assert_allclose([r["loss"] for r in reports], [r["loss"] for r in plain], rtol=1e-6)
   np.testing.assert_allclose(state["params"]["fc1"]["kernel"], other["params"]["fc1"]["kernel"],
                              rtol=1e-5, atol=1e-7)
