@@ -97,6 +97,7 @@ class MaskedAutoencoder(vit.ViT):
     image: Num[Array, "b y x c"],
     visible: Int[Array, "b k"] | None = None,
     target: Int[Array, "b m"] | None = None,
+    train: bool = False,
   ) -> tuple[Float[Array, "b m p"] | None, dict[str, Any]]:
     """Predicts the target patches from the visible ones.
 
@@ -104,13 +105,14 @@ class MaskedAutoencoder(vit.ViT):
       image: uint8, or float in 0..255.
       visible: raster indices of the patches that are seen; all are, if None.
       target: raster indices of the patches to predict; none, if None.
+      train: leave out branches of the encoder (`drop_path`), which needs a key "dropout".
 
     Returns:
       Predicted patches, float32, and out: what the encoder gives, with `encoded` (b, k, d), the
       normed tokens, `pooled` (b, d), the mean of the normed class tokens, and `visible_pred`
       (b, k, p), what a "self" decoder makes of the visible patches.
     """
-    y, out = self.encode(self.embed_visible(image, visible))
+    y, out = self.encode(self.embed_visible(image, visible), deterministic=not train)
     out["encoded"], out["pooled"] = y[:, self.num_cls :], self.pool(y)
     if target is None:
       return None, out

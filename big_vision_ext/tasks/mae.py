@@ -114,14 +114,17 @@ class Task:
     return self.vision.init(rng, batch["image"][:1], mask.visible, mask.target)["params"]
 
   def loss(self, params, batch, rng, train: bool):
-    del train
     image = batch["image"]
     _towers.check_image(image, self.image_size)
-    return self.loss_under(params, image, self._masks(rng, len(image))), {}
+    dropout = jax.random.fold_in(rng, 1) if train and self.vision.drop_path else None
+    return self.loss_under(params, image, self._masks(rng, len(image)), dropout), {}
 
-  def loss_under(self, params, image, mask: masks.Mask):
-    """The loss with a mask that is given."""
-    pred, _ = self.vision.apply({"params": params}, image, mask.visible, mask.target)
+  def loss_under(self, params, image, mask: masks.Mask, dropout=None):
+    """The loss with a mask that is given; `dropout` is the key of branches to leave out, if any."""
+    drops = dropout is not None
+    pred, _ = self.vision.apply(
+        {"params": params}, image, mask.visible, mask.target, train=drops,
+        rngs={"dropout": dropout} if drops else None)
     return mim.masked_mse(pred, self._targets(image, mask.target), mask.weight)
 
   def embed_image(self, params, batch):

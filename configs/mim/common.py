@@ -66,7 +66,8 @@ def runlocal(c: ml_collections.ConfigDict, a, *, num_visible: int = 4, **mask) -
   c.total_steps = 3
   c.schedule = dict(type="cosine", warmup_steps=1)
   c.input.update(image_size=32, threads=2)
-  keep = {k: c.model.image[k] for k in ("decoder", "num_cls", "posemb_init") if k in c.model.image}
+  kept = ("decoder", "num_cls", "posemb_init", "drop_path")
+  keep = {k: c.model.image[k] for k in kept if k in c.model.image}
   c.model.image = dict(variant="mu/8", image_size=32, decoder_width=32, decoder_depth=2,
                        decoder_heads=2, decoder_mlp_dim=64, **keep)
   c.model.mask = dict(c.model.mask, num_visible=num_visible, **mask)

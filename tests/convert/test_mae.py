@@ -1,4 +1,4 @@
-"""Masked autoencoders of facebookresearch and transformers: in and out bit by bit, decoder included.
+"""Masked autoencoders of facebookresearch and transformers, in and out bit by bit.
 
 That the libraries themselves agree is tested in tests/oracles/test_mae_parity.py.
 """
@@ -96,7 +96,8 @@ def test_a_file_that_is_not_whole_is_refused_by_name(tmp_path, form, change, mes
 @pytest.mark.parametrize("saved_by_5", [False, True])
 def test_names_of_older_transformers_are_read(tmp_path, saved_by_5):
   convert.write("transformers", tmp_path / "E", first := cases.weights("mae", cases.MAE, seed=4))
-  renamed = (("vit.layers.", "vit.encoder.layer."), ("attention.q_proj", "attention.attention.query"),
+  renamed = (("vit.layers.", "vit.encoder.layer."),
+             ("attention.q_proj", "attention.attention.query"),
              ("attention.k_proj", "attention.attention.key"),
              ("attention.v_proj", "attention.attention.value"),
              ("attention.o_proj", "attention.output.dense"),

@@ -86,6 +86,16 @@ def test_the_loss_is_that_of_the_papers_definition(norm_pix):
   np.testing.assert_allclose(t.loss_under(params, image, mask), want, rtol=1e-5)
 
 
+def test_branches_are_left_out_in_training_only():
+  t = tasks.make("mae", tiny_run.MAE | {"image": tiny_run.MAE["image"] | {"drop_path": 0.9}})
+  params, batch = tiny_run.params(name="mae"), {"image": images(4)}
+  run = jax.jit(lambda rng, train: t.loss(params, batch, rng, train)[0], static_argnums=1)
+  rng = jax.random.key(0)
+  plain = jax.jit(lambda rng: task().loss(params, batch, rng, True)[0])(rng)
+  np.testing.assert_allclose(run(rng, False), plain, rtol=1e-6)
+  assert abs(run(rng, True) - plain) > 1e-3 * plain
+
+
 def test_every_parameter_but_positions_learns():
   t, params = task(), tiny_run.params(name="mae")
   grads = jax.jit(jax.grad(lambda p: t.loss(p, {"image": images()}, jax.random.key(0), True)[0]))(
