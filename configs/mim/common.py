@@ -2,7 +2,29 @@
 
 import ml_collections
 
+from big_vision_ext.core import config as config_lib
+
 IMAGENET = 1_281_167
+
+
+def mae(arg: str | None, variant: str, num_visible: int) -> ml_collections.ConfigDict:
+  """MAE as published, at 224 px.
+
+  Args:
+    arg: data=DIR, epochs=N, batch=N, labels (evaluate by kNN and few shots), runlocal.
+    variant: of the encoder, with its patch size.
+    num_visible: patches that are seen, a quarter of all.
+  """
+  a = config_lib.parse_arg(arg, data="data/imagenet", epochs=800, batch=0, labels=False,
+                           runlocal=False)
+  c = masked(
+      a, variant=variant, image_size=224, mask=dict(family="random", num_visible=num_visible),
+      lr=2.4e-3, batch_size=4096, total_examples=a.epochs * IMAGENET,
+      warmup_examples=40 * IMAGENET)
+  fixed_positions(c)
+  if a.runlocal:
+    runlocal(c, a)
+  return c
 
 
 def masked(a, *, variant: str, image_size: int, mask: dict, lr: float, batch_size: int,

@@ -14,19 +14,9 @@ warm-up. The paper fine-tunes its 1,600-epoch ViT-L to 85.9 % and probes it line
 ImageNet-1K; no result of this config is claimed.
 """
 
-from big_vision_ext.core import config as config_lib
 from configs.mim import common
 
 
 def get_config(arg=None):
   """`arg`: data=DIR, epochs=N, batch=N, labels (evaluate by kNN and few shots), runlocal."""
-  a = config_lib.parse_arg(arg, data="data/imagenet", epochs=800, batch=0, labels=False,
-                           runlocal=False)
-  c = common.masked(
-      a, variant="L/16", image_size=224, mask=dict(family="random", num_visible=49), lr=2.4e-3,
-      batch_size=4096, total_examples=a.epochs * common.IMAGENET,
-      warmup_examples=40 * common.IMAGENET)
-  common.fixed_positions(c)
-  if a.runlocal:
-    common.runlocal(c, a)
-  return c
+  return common.mae(arg, "L/16", num_visible=49)
