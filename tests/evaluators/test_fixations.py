@@ -15,6 +15,7 @@ MODEL = dict(
   windows=(2, 2), looks=2, policy="surprise")
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_batches_or_devices(place):
   task = tasks.make("fixations", MODEL)
   params = sharding.unbox(task.init(jax.random.key(0), {"image": np.zeros((1, 8, 8, 3), np.uint8)}))

@@ -310,6 +310,7 @@ def test_a_perfect_prediction_gives_the_picture_back():
                                np.broadcast_to(np.tile(grey, 16), (nothing.sum(), 48)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_more_looks_are_a_prefix_and_embeddings_do_not_depend_on_the_batch():
   task, params, _ = made(surprise_hidden=8, **SURPRISE)
   image = images()
