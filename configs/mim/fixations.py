@@ -54,7 +54,7 @@ def get_config(arg=None):
   if a.target == "features":
     # A moving average of the encoder, which the task moves.
     c.optim.freeze = ("teacher/.*",)
-  c.mesh = dict(data=-1, fsdp=-1, tensor=1)
+  c.mesh = dict(data=-1, fsdp=-1, tensor=1, max_fsdp=64)
 
   c.log_steps = 50
   c.ckpt_steps = 1_000

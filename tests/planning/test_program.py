@@ -46,5 +46,8 @@ def test_every_shipped_config_is_laid_out_and_traced_for_a_pod(path):
   assert step.chips == 4 and step.batch_per_chip == config.batch_size / 4
   assert jax.tree.structure(step.shapes) == jax.tree.structure(step.shardings)
   count = sum(x.size for x in jax.tree.leaves(step.shapes["params"]))
-  # Weights and two moments in float32, cut over the chips or whole, and a few counters.
-  assert 3 * count <= step.state_gib() * 2**30 <= 12 * count + 64
+  # Weights in float32, two moments of those that are trained, and a few counters; each cut over the
+  # chips or whole.
+  whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(step.shapes))
+  assert 4 * count <= whole <= 12 * count + 64
+  assert whole / 4 <= step.state_gib() * 2**30 <= whole
