@@ -122,6 +122,8 @@ def _open(options: argparse.Namespace):
   loaded = weights.load(source, options.step)
   pictures = not options.no_pictures
   if loaded.task_name == "ps3":
+    if options.seed:
+      raise ValueError(f"--seed={options.seed}: {source} is of task 'ps3', which draws no masks")
     return encoding.Encoder(
         loaded, num_looks="all" if options.looks == "all" else int(options.looks),
         num_tokens=options.tokens, only_first_scales=options.only_first_scales,
@@ -131,8 +133,12 @@ def _open(options: argparse.Namespace):
     if (value := getattr(options, name)) != plain:
       raise ValueError(f"--{name.replace('_', '-')}={value}: {source} is of task "
                        f"{loaded.task_name!r}, which encodes whole images and does not look around")
-  return embedding.Embedder(loaded, batch_size=options.batch, seed=options.seed,
-                            pictures=pictures)
+  model = embedding.Embedder(loaded, batch_size=options.batch, seed=options.seed,
+                             pictures=pictures)
+  if options.maps and "tokens" not in model.task.outputs:
+    raise ValueError(f"--maps: {source} is of task {loaded.task_name!r}, of which a vector is "
+                     "written and no tokens")
+  return model
 
 
 def check(options: argparse.Namespace) -> None:

@@ -83,3 +83,10 @@ def test_options_of_looks_are_refused(workdir, photos, tmp_path, capsys, option,
   command = ["--workdir", str(workdir), "--image", str(photos), "--out", str(tmp_path / "o")]
   assert encode.main([*command, *option]) == 2
   assert re.search(message, capsys.readouterr().err, re.DOTALL)
+
+
+def test_a_seed_of_masks_means_nothing_to_a_model_that_looks(tmp_path, photos, capsys):
+  run = tiny_run.save(tmp_path / "ps3")
+  assert encode.main(["--workdir", str(run), "--image", str(photos), "--out", str(tmp_path / "o"),
+                      "--seed", "1"]) == 2
+  assert "--seed=1" in capsys.readouterr().err

@@ -2,13 +2,14 @@
 
 import importlib.util
 import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from big_vision_ext.core import config as config_lib
-from big_vision_ext.core import sharding
+from big_vision_ext.core import sharding, trees
 from big_vision_ext.planning import program, topologies
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -49,5 +50,9 @@ def test_every_shipped_config_is_laid_out_and_traced_for_a_pod(path):
   # Weights in float32, two moments of those that are trained, and a few counters; each cut over the
   # chips or whole.
   whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(step.shapes))
-  assert 4 * count <= whole <= 12 * count + 64
+  named = trees.flatten(step.shapes["params"])
+  frozen = sum(x.size for name, x in named.items()
+               if any(re.fullmatch(p, name) for p in config.optim.freeze))
+  moments = 1 if config.optim.name in ("lars", "sgd") else 2
+  assert 4 * count + 4 * moments * (count - frozen) <= whole <= 12 * count + 64
   assert whole / 4 <= step.state_gib() * 2**30 <= whole
