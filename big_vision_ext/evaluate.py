@@ -10,12 +10,12 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import statistics
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from big_vision_ext import comparison
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import console, typed
 from big_vision_ext.core import workdir as workdir_lib
@@ -179,45 +179,11 @@ def table(results: dict[str, float]) -> str:
   return "\n".join(f"{k:<{width}}  {v:.4f}".rstrip("0").rstrip(".") for k, v in results.items())
 
 
-def stored(workdirs: Sequence[str]) -> dict[str, dict[str, float]]:
-  """{workdir: its stored results}.
-
-  Raises:
-    ValueError: a workdir that has no `evaluation.json` yet.
-  """
-  columns = {}
-  for workdir in workdirs:
-    path = pathlib.Path(workdir) / workdir_lib.EVALUATION_FILE
-    if not path.is_file():
-      raise ValueError(f"{path} does not exist; first run "
-                       f"python -m big_vision_ext.evaluate --workdir {workdir}")
-    columns[workdir] = json.loads(path.read_text())
-  return columns
-
-
-def compare(columns: dict[str, dict[str, float]]) -> str:
-  """A table of results, a run in each column."""
-  names = list(dict.fromkeys(name for column in columns.values() for name in column))
-  width = max(len(name) for name in names)
-  wide = [max(len(c), 10) for c in columns]
-  lines = [" " * width + "".join(f"  {c:>{w}}" for c, w in zip(columns, wide))]
-  for name in names:
-    cells = [f"{c[name]:.4g}" if name in c else "-" for c in columns.values()]
-    lines.append(f"{name:<{width}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, wide)))
-  return "\n".join(lines)
-
-
-def mean(columns: dict[str, dict[str, float]]) -> str:
-  """Mean and sample standard deviation of each result over the runs that have it."""
-  names = list(dict.fromkeys(name for column in columns.values() for name in column))
-  width = max(len(name) for name in names)
-  lines = []
-  for name in names:
-    values = [c[name] for c in columns.values() if name in c]
-    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-    lines.append(f"{name:<{width}}  {statistics.mean(values):.4f} +- {spread:.4f}  "
-                 f"({len(values)} runs)")
-  return "\n".join(lines)
+def _compared(workdirs: Sequence[str], options: argparse.Namespace) -> str:
+  columns = comparison.stored(workdirs)
+  if options.effects:
+    return comparison.effects(columns, comparison.settings(workdirs))
+  return (comparison.mean if options.mean else comparison.side_by_side)(columns)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -247,8 +213,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   add("--repeats", type=int, default=5, help="with --sweep: timed runs; default: 5")
   add("--compare", nargs="+", metavar="WORKDIR", default=[],
       help="measure nothing, print the stored results of these runs beside it")
-  add("--mean", action="store_true",
-      help="with --compare: mean and standard deviation over the runs")
+  summary = parser.add_mutually_exclusive_group()
+  summary.add_argument("--mean", action="store_true",
+                       help="with --compare: mean and standard deviation over the runs")
+  summary.add_argument("--effects", action="store_true", help="with --compare: what each setting "
+                       "that the runs differ in adds, by least squares, with its standard error")
   add("--debug", action="store_true", help="show the traceback of an error")
   options, rest = parser.parse_known_args(argv)
   for arg in rest:
@@ -262,6 +231,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     raise ValueError(f"{rest[0]} overrides a setting of a config file; give --config FILE")
   if options.compare and not options.workdir:
     raise ValueError("--compare compares workdirs; expected --workdir DIR, not --weights")
+  if (options.mean or options.effects) and not options.compare:
+    raise ValueError("--mean and --effects summarise several runs; expected --compare WORKDIR ...")
   return options
 
 
@@ -284,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   def command() -> None:
     options = parse_args(argv)
     if options.compare:
-      print((mean if options.mean else compare)(stored([options.workdir, *options.compare])))
+      print(_compared([options.workdir, *options.compare], options))
       return
     console.set_up_logging(options.debug)
     changes = {k: getattr(options, k) for k in ("split", "data", "tokenizer")}
