@@ -4,15 +4,16 @@
 # Eight runs of the demo, each with a seed of its own. Each switch is on in four of them, and any two
 # are on together in two: half of the 2^4 combinations, those where an even number is on. The effects
 # are fitted to these and to runs/demo. Then a later-looks policy is added to runs/demo. Interrupted,
-# it goes on. JOBS=2 trains two at a time, on a core each (Linux), which uses two cores better.
+# it goes on. JOBS=2 trains two at a time, on a core each (Linux), which uses two cores better. STEPS in
+the environment shortens the runs, which are then compared without runs/demo.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 setup_env
 cd "$ROOT"
 export PY
 
-DATA=data/sample
-"$PY" -m input_pipeline.build --from sample --out "$DATA"
+export STEPS="${STEPS:-1200}"
+"$PY" -m input_pipeline.build --from sample --out data/sample
 
 # Arguments: a seed, then the settings that are on. SLOT is the number of the core, if it has one.
 train() {
@@ -24,7 +25,7 @@ train() {
   echo "seed $seed: ${*:-as published}"
   mkdir -p "$workdir"
   # Training evaluates at its end, as the config says.
-  ${pin[@]+"${pin[@]}"} "$PY" -m big_vision_ext.train --config "configs/ps3/demo.py:data=data/sample" \
+  ${pin[@]+"${pin[@]}"} "$PY" -m big_vision_ext.train --config "configs/ps3/demo.py:steps=$STEPS" \
     --config.seed="$seed" --workdir "$workdir" "${@/#/--config.model.image.}" \
     >"$workdir.log" 2>&1 || { echo "error: seed $seed failed, see $workdir.log" >&2; return 255; }
 }
@@ -44,13 +45,14 @@ xargs "${jobs[@]}" -L 1 bash -c 'train "$@"' train <<END
 17 $A $B $C $D
 END
 
-"$PY" -m big_vision_ext.train --config "configs/ps3/demo.py:data=$DATA" --workdir runs/demo
+"$PY" -m big_vision_ext.train --config configs/ps3/demo.py --workdir runs/demo
 runs=(runs/switches/seed1?)
-"$PY" -m big_vision_ext.evaluate --workdir runs/demo --compare "${runs[@]}" --effects
+[ "$STEPS" = 1200 ] && runs=(runs/demo "${runs[@]}")
+"$PY" -m big_vision_ext.evaluate --workdir "${runs[0]}" --compare "${runs[@]:1}" --effects
 
 for seed in 0 1 2; do
   workdir=runs/switches/policy$seed
-  "$PY" -m big_vision_ext.train --config "configs/ps3/demo.py:steps=200,data=$DATA" \
+  "$PY" -m big_vision_ext.train --config configs/ps3/demo.py:steps=200 \
     --workdir "$workdir" --config.seed="$seed" --config.model.image.look_policy=true \
     --config.init.path=runs/demo --config.init.allow_missing="('img/later_looks/.*',)" \
     --config.optim.freeze="('img/(?!later_looks).*','txt/.*','prompt_proj/.*','t','b')" \
