@@ -5,13 +5,12 @@
 # are on together in two: half of the 2^4 combinations, those where an even number is on. The effects
 # are fitted to these and to runs/demo. Then a later-looks policy is added to runs/demo. Interrupted,
 # it goes on. JOBS=2 trains two at a time, on a core each (Linux), which uses two cores better. STEPS in
-the environment shortens the runs, which are then compared without runs/demo.
+# the environment shortens the runs, which are then compared without runs/demo.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 setup_env
 cd "$ROOT"
-export PY
-
+export PY STEPS="${STEPS:-1200}"
 export STEPS="${STEPS:-1200}"
 "$PY" -m input_pipeline.build --from sample --out data/sample
 
