@@ -11,7 +11,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 setup_env
 cd "$ROOT"
 export PY STEPS="${STEPS:-1200}"
-export STEPS="${STEPS:-1200}"
 "$PY" -m input_pipeline.build --from sample --out data/sample
 
 # Arguments: a seed, then the settings that are on. SLOT is the number of the core, if it has one.
