@@ -1,4 +1,4 @@
-"""Which studies are there? Their arms, what is measured, and what the columns of their tables are."""
+"""Which studies are there? Their arms, what is measured, and the columns of their tables."""
 
 import dataclasses
 
@@ -54,12 +54,12 @@ _LATENTS = {"type": "latents", "input": {"split": "val"}, "batch_size": 64, "sel
 _FOCUSMIM = "mim/focusmim.py:data={data},small"
 
 FOCUSMIM = Study(
-    about="masks like gaze (FocusMIM) on digits over photographs: accuracy of a linear probe; about "
-    "25 minutes",
+    about="masks like gaze (FocusMIM) on digits over photographs: a linear probe; 25 minutes",
     data="digits", steps=600,
     overrides=(f"evals={ {'probe': _PROBE, 'latents': _LATENTS} }", "input.image_size=48",
                "model.image.image_size=48"),
-    columns={"linear probe, %": ("probe/top1", 100), "training images, %": ("probe/train_top1", 100),
+    columns={"linear probe, %": ("probe/top1", 100),
+             "on its training images, %": ("probe/train_top1", 100),
              "decorrelation, excess": ("latents/decorrelation_excess", 1),
              "effective rank": ("latents/effective_rank", 1)},
     arms=(
@@ -78,8 +78,7 @@ FOCUSMIM = Study(
 _FIXATIONS = "mim/fixations.py:data={data},small"
 
 FIXATIONS = Study(
-    about="where to look (fixations.py) on digits over photographs: a learned surprise against "
-    "uniform looks at as many tokens; about 10 minutes",
+    about="a learned surprise against uniform looks at as many tokens, on digits; 10 minutes",
     data="digits", steps=600, overrides=(),
     columns={
         "linear probe, %": ("probe/top1", 100),
@@ -97,8 +96,7 @@ _SELECTION = {"selection": {
     "selections": ("bottomup", "random")}}
 
 SURPRISE = Study(
-    about="PS3's bottom-up selection taught by surprise, without boxes: how much of the regions it "
-    "finds; about an hour",
+    about="PS3's bottom-up selection taught by surprise: the share of regions found; an hour",
     data="sample", steps=600,
     # The share of the demo's warm-up, for any number of steps.
     overrides=("schedule={'type': 'cosine', 'warmup_percent': 4}",),

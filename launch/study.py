@@ -3,8 +3,8 @@
   python -m launch.study focusmim [--steps N] [--seeds "0 1 2"] [--arms random,none] [--jobs 2]
 
 A cell is an arm of a study (`launch/studies.py`) with a seed: one training run with its evaluation,
-in `runs/studies/NAME-STEPS/ARM-SEED`, its output in `ARM-SEED.log` beside it. Cells run side by side,
-each on cores of its own where `taskset` is there: small models gain little from a second core.
+in `runs/studies/NAME-STEPS/ARM-SEED`, its output in `ARM-SEED.log` beside it. Cells run side by
+side, each on cores of its own where `taskset` is there: small models gain little from a second one.
 Interrupted anywhere, or started again with other arms or seeds, it goes on from what is there.
 `results.jsonl` has a line for each finished cell, `table.md` the table.
 """

@@ -1,10 +1,10 @@
-"""Which places of an image are unlike what is around them, and how is a score taught to find them?
+"""Where would a closer look tell most that is not known, and how is a score taught to find it?
 
-Ours; PS3 has boxes for it. The surprise of a cell is how far it is from what was foretold of it, in
-units of how much its surroundings vary: among leaves another leaf is no news, though no pixel of it
-was foretold, and noise is none among noise. The most surprising cells of each image are what its
-score should find. Nothing but the image is read, nothing is random, and no image depends on another.
-b batch, y x cells, p numbers of a cell, s scales.
+Ours; PS3 has boxes for it. The surprise of a cell is how badly its detail was foretold from the
+low-resolution view, in units of how badly that of the cells around it was: among leaves another
+leaf is no news, though no pixel of it was foretold. The most surprising cells of each image are
+what its score should find. Nothing but the image is read, nothing is random, and no image depends
+on another. b batch, y x cells, p numbers of a cell.
 """
 
 from collections.abc import Sequence
@@ -15,25 +15,33 @@ from jaxtyping import Array, Float
 
 from big_vision_ext.objectives import regions, selection
 
-# Added to variances, of pixels in -1..1: in a plain surrounding a faint cloud is no event.
-_FLAT = 0.01
+# Added to mean squared errors of pixels in -1..1: four levels of 256, as compression leaves them,
+# are no event anywhere.
+_FLAT = 1e-3
 
 
 def surprise(
-  cells: Float[Array, "b y x p"],
-  foretold: Float[Array, "b y x p"],
-  variance: Float[Array, "b y x c"],
+  detail: Float[Array, "b y x p"], foretold: Float[Array, "b y x p"]
 ) -> Float[Array, "b y x"]:
-  """Logarithm of a cell's mean squared error over the variance around it; no gradient passes.
+  """Logarithm of the error of each cell over the mean error around it; no gradient passes.
 
   Args:
-    cells: pixels in -1..1.
-    foretold: the same, as foretold from what is around each.
-    variance: of the colours around each.
+    detail: of cells, see `models.surprise`; pixels in -1..1.
+    foretold: the same, as it was foretold.
   """
-  error = jnp.mean((cells - foretold) ** 2, axis=-1)
-  ratio = (error + 1e-4) / (variance.mean(axis=-1) + _FLAT)
-  return jax.lax.stop_gradient(jnp.log(ratio))
+  error = jax.lax.stop_gradient(jnp.mean((detail - foretold) ** 2, axis=-1))
+  own = error + _FLAT
+  return jnp.log(own) - jnp.log(_around(error) + _FLAT)
+
+
+def _around(x: Float[Array, "b y x"]) -> Float[Array, "b y x"]:
+  """The mean over the eight cells around each, or as many of them as there are."""
+  total, count = (_of_three_by_three(v) - v for v in (x, jnp.ones_like(x)))
+  return total / jnp.maximum(count, 1.0)
+
+
+def _of_three_by_three(x):
+  return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3), (1, 1, 1), "SAME")
 
 
 def most(value: Float[Array, "b y x"], count: int) -> Float[Array, "b y x"]:

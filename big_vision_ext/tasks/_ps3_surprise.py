@@ -2,9 +2,8 @@
 
 Ours. Batches carry images and their captions, no regions: what is looked at is what the bottom-up
 score puts first, nothing is forced, all that was selected is pooled, and contrasted with the
-captions, as is the low-resolution pass. The score is taught to find the cells that are least like
-what is around them (`objectives.surprise`), which for PS3 is the choice of where to look that needs
-no one to tell. Top-down selection is not taught.
+captions, as is the low-resolution pass. The score is taught to find the cells whose detail the
+low-resolution view foretells worst (`objectives.surprise`). Top-down selection is not taught.
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float
 
 from big_vision_ext.core import typed
 from big_vision_ext.models import selection_head
-from big_vision_ext.models import surprise as cell_models
+from big_vision_ext.models import surprise as details
 from big_vision_ext.objectives import contrastive
 from big_vision_ext.objectives import surprise as surprises
 
@@ -26,14 +25,14 @@ class Surprise:
   """`config.model.surprise` of the task "ps3".
 
   Attributes:
-    hidden: width of the network that foretells a cell from the cells around it; 0: there is none,
-      and a cell is foretold to have their mean colour, which is of the image alone and cheap.
-    side: of a cell in pixels, as they are foretold.
+    hidden: width of the network that foretells detail from the low-resolution view; 0: there is
+      none, and no detail is foretold, which is of the image alone and cheap.
+    side: of a cell in pixels, at the resolution of the detail.
     share: of the cells of an image that its score is to find.
   """
 
   hidden: int = 128
-  side: int = 16
+  side: int = 32
   share: float = 0.1
 
   def __post_init__(self):
@@ -59,20 +58,22 @@ def init(config: Surprise, rng, vision) -> dict:
   """Parameters of the network that foretells, if there is one."""
   if not config.hidden:
     return {}
-  cells = jnp.zeros((1, *vision.cells, 3 * config.side**2))
-  return {PARAMS: cell_models.CellPredictor(config.hidden).init(rng, cells)["params"]}
+  view = jnp.zeros((1, *vision.cells, 3 * vision.patch_size**2))
+  return {PARAMS: _network(config).init(rng, view)["params"]}
 
 
 def surprise_of(config: Surprise, params, image, vision
                 ) -> tuple[Float[Array, "b y x"], Float[Array, ""] | None]:
   """The surprise of each cell, and the loss of what foretold it, None without a network."""
-  cells = cell_models.cells_of(image, vision.cells, config.side)
-  mean, variance = cell_models.surround(cells)
+  view, detail = details.views(image, vision.cells[0], vision.scales[0], config.side)
   if not config.hidden:
-    foretold = jnp.tile(mean, cells.shape[-1] // mean.shape[-1])
-    return surprises.surprise(cells, foretold, variance), None
-  foretold = cell_models.CellPredictor(config.hidden).apply({"params": params[PARAMS]}, cells)
-  return (surprises.surprise(cells, foretold, variance), jnp.mean((cells - foretold) ** 2))
+    return surprises.surprise(detail, jnp.zeros_like(detail)), None
+  foretold = _network(config).apply({"params": params[PARAMS]}, view)
+  return surprises.surprise(detail, foretold), jnp.mean((detail - foretold) ** 2)
+
+
+def _network(config: Surprise) -> details.DetailPredictor:
+  return details.DetailPredictor(config.hidden, 3 * config.side**2)
 
 
 def loss(task, params, batch):
@@ -80,8 +81,9 @@ def loss(task, params, batch):
   c, image = task.config, batch["image"]
   ztxt = task.embed_text(params, batch)
   _, out = task.vision.apply({"params": params["img"]}, image)
+  scale = jnp.exp(params["t"])[0], params["b"][0]
   contrasts = {name: contrastive.contrastive_loss(
-      selection_head.l2_normalize(out[f"pooled_{name}"]), ztxt, jnp.exp(params["t"])[0], params["b"][0], c.contrast)
+      selection_head.l2_normalize(out[f"pooled_{name}"]), ztxt, *scale, c.contrast)
       for name in ("low", "high")}
   contrast = 0.5 * (contrasts["low"][0] + contrasts["high"][0])
   value, foretelling = surprise_of(c.surprise, params, image, task.vision)
@@ -100,5 +102,5 @@ def loss(task, params, batch):
 
 def flops(config: Surprise, vision) -> int:
   """FLOPs of the network that foretells on one image, forward."""
-  cells, numbers = vision.cells[0] * vision.cells[1], 3 * config.side**2
-  return 2 * cells * config.hidden * (8 * (numbers + 1) + numbers)
+  seen, foretold = 9 * 3 * vision.patch_size**2, 3 * config.side**2
+  return 2 * vision.cells[0] * vision.cells[1] * config.hidden * (seen + foretold)

@@ -255,7 +255,7 @@ class Task:
     }
 
   def surprise(self, params, batch):
-    """(b, gy, gx): how unlike what is around it each cell of the images is."""
+    """(b, gy, gx): how badly the low-resolution view foretells the detail of each cell."""
     found, _ = _ps3_surprise.surprise_of(self.config.surprise, params, batch["image"], self.vision)
     return found
 

@@ -11,14 +11,14 @@ the paper has one: a step then takes half the time. The selection loss counts th
 everything is learned from scratch here, where the paper starts from SigLIP.
 
 `:surprise` trains without boxes (ours): images and the captions of the whole of them; the encoder
-takes what the bottom-up score puts first, which is taught to find the cells that are least like
-what is around them (`big_vision_ext/tasks/_ps3_surprise.py`). Boxes only measure it, on canvases
-that were not trained on, beside random selection and what teaches it:
+takes what the bottom-up score puts first, which is taught to find the cells whose detail the
+low-resolution view foretells worst (`big_vision_ext/tasks/_ps3_surprise.py`). Boxes only measure
+it, on canvases that were not trained on, beside random selection and what teaches it:
   python -m big_vision_ext.train --config configs/ps3/demo.py:surprise --workdir runs/surprise
-  python -m big_vision_ext.evaluate --workdir runs/surprise     # selection/bottomup/recall_at_200
-The same without surprise, nothing else changed: `--config.model.selection_weight=0`; with surprise of
-the image alone: `--config.model.surprise.hidden=0`. All three and the taught by boxes, three seeds:
-`bash launch/study.sh surprise`.
+  python -m big_vision_ext.evaluate --workdir runs/surprise    # selection/bottomup/recall_at_200
+The same but not taught: `--config.model.selection_weight=0`; with surprise of the image alone, for
+which no network is trained: `--config.model.surprise.hidden=0`. These and the demo taught by boxes,
+three seeds each: `bash launch/study.sh surprise`.
 
 Expected: see "Does the method work here?" in the README; 5 to 12 minutes on two cores with Python
 3.12. `:runlocal` is a smoke run of 2 steps.
@@ -56,7 +56,7 @@ def get_config(arg=None):
     c.init = dict(path=a.init, allow_missing=common.NEW_PARAMETERS)
   if a.surprise:
     c.input.update(global_share=1.0, captions_per_image=1)
-    c.model.update(captions_per_image=1, surprise=dict(hidden=128, side=16, share=0.1))
+    c.model.update(captions_per_image=1, surprise=dict(hidden=128, side=32, share=0.1))
     if a.init:
       c.init.allow_missing = (*common.NEW_PARAMETERS, "surprise/.*")
 
