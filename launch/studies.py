@@ -55,7 +55,7 @@ _FOCUSMIM = "mim/focusmim.py:data={data},small"
 
 FOCUSMIM = Study(
     about="masks like gaze (FocusMIM) on digits over photographs: a linear probe; 25 minutes",
-    data="digits", steps=600,
+    data="digits", steps=300,
     overrides=(f"evals={ {'probe': _PROBE, 'latents': _LATENTS} }", "input.image_size=48",
                "model.image.image_size=48"),
     columns={"linear probe, %": ("probe/top1", 100),
@@ -68,7 +68,6 @@ FOCUSMIM = Study(
         Arm("periphery_whole", f"{_FOCUSMIM},mask=periphery,crop=False",
             title="periphery hidden, no crops"),
         Arm("periphery_blur", f"{_FOCUSMIM},mask=periphery,fill=blur", title="periphery blurred"),
-        Arm("random_blur", f"{_FOCUSMIM},mask=random,fill=blur", title="random patches blurred"),
         Arm("none", f"{_FOCUSMIM},mask=none", title="nothing hidden (autoencoder)"),
         Arm("untrained", f"{_FOCUSMIM},mask=none", _STILL, "untrained encoder", untrained=True),
         Arm("pixels", f"{_FOCUSMIM},mask=none",

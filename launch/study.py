@@ -95,9 +95,9 @@ def cells(study: Study, folder: pathlib.Path, arms: Sequence[str], seeds: Sequen
 class Runner:
   """Runs commands of cells, some at a time, and ends them when it is told to."""
 
-  def __init__(self, study: Study, data: str, jobs: int):
+  def __init__(self, study: Study, data: str, jobs: int, cache: pathlib.Path):
     self._study, self._data = study, data
-    self._groups = _cores(jobs)
+    self._groups = _cores(jobs, cache)
     self._running: dict[int, tuple[subprocess.Popen, Cell, float]] = {}
     self._measured: set[Cell] = set()
     self._asked: list[int] = []
@@ -169,10 +169,11 @@ class Runner:
         process.send_signal(number)
 
 
-def _cores(jobs: int) -> list[tuple[list[str], dict[str, str]]]:
+def _cores(jobs: int, cache: pathlib.Path) -> list[tuple[list[str], dict[str, str]]]:
   """For each cell that runs at a time the prefix of its command and its environment."""
   cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-  env = dict(os.environ)
+  # What cells have in common is compiled once: the initial values, the measures.
+  env = {"JAX_COMPILATION_CACHE_DIR": str(cache.absolute()), **os.environ}
   if jobs > 1:
     # Processes side by side would fight for an accelerator.
     env.setdefault("JAX_PLATFORMS", "cpu")
@@ -266,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     left = sum(cell.results() is None for cell in todo)
     print(f"{options.name}: {len(todo)} cells of {steps} steps, {left} to do, {options.jobs} at a "
           f"time, in {folder}", flush=True)
-    code = Runner(study, data, options.jobs)(todo)
+    code = Runner(study, data, options.jobs, folder.with_name("compiled"))(todo)
   except StudyError as error:
     print(f"error: {error}", file=sys.stderr)
     return exit_codes.ERROR
