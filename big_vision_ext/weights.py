@@ -30,7 +30,9 @@ from input_pipeline import input_config, text
 _TRAINING_FIELDS = ("scan", "remat_policy", "dtype", "param_dtype", "dropout", "drop_path",
                     "head_zeroinit", "parent", "name")
 # Written apart, and what concerns the training of the task.
-_NOT_OF_MODELS = ("image", "text", "contrast")
+_NOT_OF_MODELS = ("image", "text", "contrast", "surprise")
+# Parameters that only train others.
+_OF_TRAINING = ("surprise/",)
 _TABLE = re.compile(r"(.*/)?(pos_embedding|pos_emb_residual_\d+)")
 
 
@@ -97,7 +99,8 @@ def read(source: str | os.PathLike, step: int | None = None) -> convert.Weights:
   checkpoints, step = checkpoint.find(source, step)
   meta = checkpoints.meta(step)
   config = config_lib.resolve(meta["config"])
-  params = npz.loop_layout(Tensors(checkpoints.params(step)), str(source))
+  params = {n: x for n, x in checkpoints.params(step).items() if not n.startswith(_OF_TRAINING)}
+  params = npz.loop_layout(Tensors(params), str(source))
   model = describe(config.task, config.model)
   settings = config_lib.build(input_config.InputConfig, config.input, "config.input")
   seen = {k: getattr(settings, k) for k in ("image_size", "resize", "tokenizer", "text_len",

@@ -85,6 +85,14 @@ def test_options_of_looks_are_refused(workdir, photos, tmp_path, capsys, option,
   assert re.search(message, capsys.readouterr().err, re.DOTALL)
 
 
+def test_maps_of_tokens_are_refused_of_a_model_that_writes_none(tmp_path, photos, capsys):
+  run = tiny_run.save(tmp_path / "run", name="focusmim")
+  command = ["--workdir", str(run), "--image", str(photos), "--out", str(tmp_path / "o")]
+  assert encode.main([*command, "--maps"]) == 2
+  assert re.search("--maps: .* is of task 'focusmim', .* no tokens", capsys.readouterr().err)
+  assert not (tmp_path / "o").exists()
+
+
 def test_a_seed_of_masks_means_nothing_to_a_model_that_looks(tmp_path, photos, capsys):
   run = tiny_run.save(tmp_path / "ps3")
   assert encode.main(["--workdir", str(run), "--image", str(photos), "--out", str(tmp_path / "o"),

@@ -71,6 +71,7 @@ class Probe:
     train_split: the split to learn from.
     train_data: its data set, if it is another one.
     looks: see `embedding`.
+    features: the task's embedding ("image"), or the pixels themselves ("pixels"), a baseline.
     batch_size: images at a time, over all processes.
 
   Raises:
@@ -78,7 +79,12 @@ class Probe:
   """
 
   def __init__(self, *, task, input_config, mesh, batch_sharding, train_split: str = "train",
-               train_data: str | None = None, looks: int = 0, batch_size: int = 32):
+               train_data: str | None = None, looks: int = 0, features: str = "image",
+               batch_size: int = 32):
+    if features not in ("image", "pixels"):
+      raise ValueError(f"features={features!r}: expected 'image' or 'pixels'")
+    if features == "pixels" and looks:
+      raise ValueError(f"looks={looks} with features='pixels': expected 0")
     self._mesh = mesh
     self._test = input_config
     self._train = dataclasses.replace(
@@ -86,8 +92,9 @@ class Probe:
     if self._train == self._test:
       raise ValueError(f"train_split={train_split!r} is what is tested on as well; give another "
                        "train_split, train_data, or input.split")
+    fn = jax.jit(_pixels) if features == "pixels" else embedding(task, looks)
     self._collect = functools.partial(
-        collect, embedding(task, looks), batch_size=batch_size, batch_sharding=batch_sharding)
+        collect, fn, batch_size=batch_size, batch_sharding=batch_sharding)
 
   def run(self, params) -> dict[str, float]:
     with jax.set_mesh(self._mesh):
@@ -101,6 +108,12 @@ class Probe:
   def measure(self, train: Split, test: Split) -> dict[str, float]:
     """The probe's own part."""
     raise NotImplementedError
+
+
+def _pixels(params, batch):
+  del params
+  image = batch["image"].astype(jnp.float32) / 255.0
+  return {"x": image.reshape(image.shape[0], -1)}
 
 
 def number(train: tuple, test: tuple, where: str) -> tuple[Split, Split]:

@@ -13,6 +13,12 @@ For the task "fixations". After t = 1, 2, ... looks of a policy, over the images
 - `POLICY/path_r2`: the same of the sum of all movements so far, f_t - f_1, from the second look on:
   path integration. In the scene frame places are told, in the retinal frame only movements are.
 
+- `POLICY/decorrelation`, `..._floor` and `..._excess`, as of `latents`: over images, of the numbers
+  of one token of each look, the middle one of its finest scale, averaged over looks;
+  `POLICY/effective_rank` of the same tokens. There is no sparsity: that of numbers of either sign,
+  which the norm keeps around zero, would say nothing;
+- `tokens_after_t` and `gflop_after_t`, of encoding one image, the same for every policy.
+
 Decoding of f_t and of the path is linear, fitted on every other image.
 """
 
@@ -23,7 +29,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from big_vision_ext.evaluators import _common
+from big_vision_ext.evaluators import _common, latents
 from big_vision_ext.evaluators.fewshot import ridge
 from big_vision_ext.objectives import scanpaths
 
@@ -54,6 +60,7 @@ class Evaluator:
     if not l2 > 0:
       raise ValueError(f"fixations: l2={l2}; expected a number above 0")
     self._mesh, self._l2 = mesh, l2
+    self._costs = [task.looks_cost(t) for t in range(1, task.num_looks + 1)]
     self._fns = {
       name: jax.jit(functools.partial(task.outputs["looks"], policy=name, seed=seed))
       for name in dict.fromkeys(["uniform", *policies])}
@@ -66,6 +73,8 @@ class Evaluator:
       rows = {name: _common.collect(fn, params, self._stream()) for name, fn in self._fns.items()}
     for name, of in rows.items():
       out |= {f"{name}/{k}": v for k, v in measure(of, rows["uniform"], self._l2).items()}
+    for t, (tokens, flops) in enumerate(self._costs, start=1):
+      out |= {f"tokens_after_{t}": float(tokens), f"gflop_after_{t}": flops / 1e9}
     return out | {"images": float(len(rows["uniform"]["index"]))}
 
 
@@ -74,7 +83,7 @@ def measure(rows: dict[str, np.ndarray], uniform: dict[str, np.ndarray], l2: flo
   """The measures of one policy.
 
   Args:
-    rows: (n, t) `error`, `remaining` and `seen`, `state` (n, t, d) and `gaze` (n, t, 2).
+    rows: (n, t) `error`, `remaining` and `seen`, `state` and `token` (n, t, d), `gaze` (n, t, 2).
     uniform: the same of uniform looks.
     l2: see `Evaluator`.
   """
@@ -88,7 +97,11 @@ def measure(rows: dict[str, np.ndarray], uniform: dict[str, np.ndarray], l2: flo
   out["gaze_r2"] = decoded(state, gaze, l2)
   if gaze.shape[1] > 1:
     out["path_r2"] = decoded(state[:, 1:], gaze[:, 1:] - gaze[:, :1], l2)
-  return out
+  token = rows["token"].astype(np.float32)
+  out |= latents.within(token)
+  ranks = [latents.spectrum(x, x.mean(axis=0, dtype=np.float64))["effective_rank"]
+           for x in token.swapaxes(0, 1)]
+  return out | {"effective_rank": float(np.mean(ranks))}
 
 
 def decoded(state: Float[np.ndarray, "n t d"], wanted: Float[np.ndarray, "n t c"], l2: float

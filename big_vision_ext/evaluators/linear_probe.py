@@ -37,10 +37,11 @@ class Evaluator(_labelled.Probe):
   def __init__(self, *, task, input_config, mesh, batch_sharding,
                l2: Sequence[float] = (1.0, 1e-1, 1e-2, 1e-3, 1e-4), max_steps: int = 1000,
                tolerance: float = 1e-5, seed: int = 0, train_split: str = "train",
-               train_data: str | None = None, looks: int = 0, batch_size: int = 32):
+               train_data: str | None = None, looks: int = 0, features: str = "image",
+               batch_size: int = 32):
     super().__init__(task=task, input_config=input_config, mesh=mesh,
                      batch_sharding=batch_sharding, train_split=train_split,
-                     train_data=train_data, looks=looks, batch_size=batch_size)
+                     train_data=train_data, looks=looks, features=features, batch_size=batch_size)
     if not l2 or min(l2) <= 0 or max_steps < 1 or tolerance <= 0:
       raise ValueError(f"linear_probe: l2={list(l2)}, max_steps={max_steps}, tolerance={tolerance}"
                        ": expected positive numbers")

@@ -28,6 +28,8 @@ from big_vision_ext.evaluators import _common
 from big_vision_ext.models import resample
 
 SELECTIONS = ("topdown", "bottomup", "random")
+# Of tasks that have it.
+SURPRISE = "surprise"
 RANKED = {"ranked_topdown": "topdown", "ranked_bottomup": "bottomup"}
 
 
@@ -38,7 +40,8 @@ class Evaluator:
     budgets: whole numbers of tokens, or shares of all tokens below 1; default: a quarter, a half,
       one, two and four looks.
     selections: `topdown` (prompted by the region's caption), `bottomup`, `random` (uniform scores
-      of the cells, a fixed key for each region).
+      of the cells, a fixed key for each region); and of PS3 that is taught by surprise, `surprise`,
+      what teaches it.
     batch_size: regions at a time, over all processes.
 
   Raises:
@@ -50,10 +53,11 @@ class Evaluator:
                batch_size: int = 32):
     if not hasattr(getattr(task, "vision", None), "plan"):
       raise ValueError("selection_quality: this task selects nothing; take region_retrieval")
+    known = SELECTIONS + ((SURPRISE,) if SURPRISE in task.outputs else ())
     for name in selections:
-      if name not in SELECTIONS:
+      if name not in known:
         raise ValueError(f"selection_quality: selections has {name!r}; expected some of "
-                         f"{', '.join(SELECTIONS)}")
+                         f"{', '.join(known)}")
     self._mesh = mesh
     self._size = (task.image_size, task.image_size)
     self._counts = counts_of(task.vision, self._size, budgets)
@@ -101,7 +105,7 @@ def measure(rows: dict[str, np.ndarray], counts: dict[int, tuple[int, ...]]) -> 
   """
   wanted = np.maximum(rows["wanted"], 1)
   out = {}
-  for name in (*SELECTIONS, *RANKED):
+  for name in (*SELECTIONS, SURPRISE, *RANKED):
     for j, (tokens, per_scale) in enumerate(counts.items() if name in rows else ()):
       found = rows[name][:, j]
       recall = found / wanted
@@ -129,7 +133,7 @@ def _found(task, size, counts, selections, params, batch):
       # A zero in front: the first c tokens find hits[c].
       hits = jnp.pad(hits, ((0, 0), (1, 0)))
       found += hits[:, np.array([c[i] for c in counts])]
-    if vision.look_policy and name != "random":
+    if vision.look_policy and name in RANKED.values():
       out[f"ranked_{name}"] = found
       found = jnp.stack([_looked(task, size, sum(c), name, params, batch) for c in counts], axis=1)
     out[name] = found
@@ -155,6 +159,9 @@ def _maps(task, grids, name, params, batch):
     # The keys of the task's own random selection.
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(batch["index"])
     cells = jax.vmap(lambda k: jax.random.uniform(k, task.vision.cells))(keys)
+    maps = [resample.nearest(cells, grid) for grid in grids]
+  elif name == SURPRISE:
+    cells = jax.nn.sigmoid(task.outputs["surprise"](params, _seen(batch, name)))
     maps = [resample.nearest(cells, grid) for grid in grids]
   else:
     maps = task.outputs["encode"](params, _seen(batch, name), num_tokens=0)["prob"]

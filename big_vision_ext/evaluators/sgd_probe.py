@@ -27,12 +27,11 @@ class Evaluator(_labelled.Probe):
   """Accuracy on the test images, and how training the classifier went.
 
   Args:
-    features: the task's `image` output ("image"), or the pixels themselves ("pixels"), a baseline.
     lr, weight_decay, train_batch_size, max_epochs: of the classifier's training.
     patience, gain: training ends after so many epochs without such a gain of the held-out loss.
     held_out: share of the training images that is held out.
     seed: of the division, the initial values and the order of images.
-    train_split, train_data, batch_size: see `_labelled.Probe`.
+    features, train_split, train_data, batch_size: see `_labelled.Probe`.
   """
 
   def __init__(self, *, task, input_config, mesh, batch_sharding, features: str = "image",
@@ -42,7 +41,7 @@ class Evaluator(_labelled.Probe):
                train_data: str | None = None, batch_size: int = 32):
     super().__init__(task=task, input_config=input_config, mesh=mesh,
                      batch_sharding=batch_sharding, train_split=train_split,
-                     train_data=train_data, batch_size=batch_size)
+                     train_data=train_data, features=features, batch_size=batch_size)
     if min(lr, train_batch_size, max_epochs, patience) <= 0 or min(weight_decay, gain) < 0:
       raise ValueError(
           f"sgd_probe: lr={lr}, train_batch_size={train_batch_size}, max_epochs={max_epochs}, "
@@ -50,12 +49,6 @@ class Evaluator(_labelled.Probe):
           "numbers; the last two may be 0")
     if not 0 < held_out < 1:
       raise ValueError(f"sgd_probe: held_out={held_out}: expected a share between 0 and 1")
-    if features not in ("image", "pixels"):
-      raise ValueError(f"sgd_probe: features={features!r}: expected 'image' or 'pixels'")
-    if features == "pixels":
-      self._collect = functools.partial(
-          _labelled.collect, jax.jit(_pixels), batch_size=batch_size,
-          batch_sharding=batch_sharding)
     self._held_out, self._seed = held_out, seed
     self._fit = functools.partial(
         fit, lr=lr, weight_decay=weight_decay, batch_size=train_batch_size, max_epochs=max_epochs,
@@ -155,12 +148,6 @@ def reconstruction_error(errors, params, input_config, batch_size: int, batch_sh
 def _errors(autoencode, params, batch):
   target = batch["image"].astype(jnp.float32) / 255.0
   return {"error": jnp.mean((autoencode(params, batch) - target) ** 2, axis=(1, 2, 3))}
-
-
-def _pixels(params, batch):
-  del params
-  image = batch["image"].astype(jnp.float32) / 255.0
-  return {"x": image.reshape(image.shape[0], -1)}
 
 
 def _epoch(tx, batch_size, params, state, order, x, y):

@@ -78,6 +78,12 @@ def union_targets(
   return counts
 
 
+def cell_targets(chosen: Float[Array, "b y x"], grids: Sequence[Grid]) -> list[CellCounts]:
+  """Counts for whole cells that are 1 in a map, one entry per scale."""
+  totals = [_totals(grid, chosen.shape[1:])[2] for grid in grids]
+  return [CellCounts(chosen * total, total) for total in totals]
+
+
 def unseen(
   targets: Sequence[CellCounts],
   index: Sequence[Int[Array, "b t"]],

@@ -7,6 +7,7 @@ import numpy as np
 
 from big_vision_ext.core import typed
 from big_vision_ext.objectives import scanpaths
+from big_vision_ext.tasks import _teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,9 @@ class Config:
     target: "norm_pix", pixels of a token, normalised by their own mean and deviation; "pix",
       pixels; "residual", their difference to the finest coarser view that was seen; "features",
       what a moving average of the encoder makes of the token when it sees it.
-    teacher: decay of that moving average. It is among the parameters, as `teacher`, and must be
-      frozen: `config.optim.freeze=("teacher/.*",)`.
+    teacher: how much of itself that moving average keeps at the first step. It is among the
+      parameters, as `teacher`, and must be frozen: `config.optim.freeze=("teacher/.*",)`.
+    teacher_steps: over so many steps that rises linearly to 1; 0: it stays. The run's length.
     surprise_weight: of the loss of the head that foretells errors, if there is one.
     pool: what evaluators take as the embedding of an image: the class tokens after the last look
       ("cls"), or the mean of all tokens seen ("mean").
@@ -46,6 +48,7 @@ class Config:
   predict: Literal["next", "rest"] = "next"
   target: Literal["norm_pix", "pix", "residual", "features"] = "norm_pix"
   teacher: float = 0.996
+  teacher_steps: int = 0
   surprise_weight: float = 1.0
   pool: Literal["cls", "mean"] = "cls"
 
@@ -97,10 +100,9 @@ def check(c: Config, vision, windows) -> None:
     wrong = "target='residual' needs several image.scales; with one, take 'pix'"
   elif c.target == "features" and c.predict == "rest":
     wrong = "target='features' are known of what is looked at: take predict='next'"
-  elif not 0 <= c.teacher <= 1:
-    wrong = f"teacher={c.teacher}: expected a decay between 0 and 1"
   if wrong:
     raise typed.ConfigError(f"config.model.{wrong}")
+  _teacher.check(c.teacher, c.teacher_steps, ("teacher", "teacher_steps"))
 
 
 def saliency(path: str) -> np.ndarray | None:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from big_vision_ext.models import fixations
 from big_vision_ext.objectives import glimpses, mim
+from big_vision_ext.tasks import _teacher
 
 # Added to a patch's variance where an error is counted in units of it: flat patches are no news.
 _FLAT = 0.01
@@ -124,7 +125,7 @@ def features(vision, params, image, looks, gaze) -> Truth:
 
   Normed over the width without parameters, as I-JEPA's targets are.
   """
-  given = jax.lax.stop_gradient({**params, **params["teacher"]})
+  given = jax.lax.stop_gradient({**params, **params[_teacher.NAME]})
   _, out = vision.apply({"params": given}, image, looks, gaze)
   x = jnp.concatenate([x for look in out["seen"][1:] for x in look], axis=1).astype(jnp.float32)
   mean = x.mean(axis=-1, keepdims=True)
@@ -134,19 +135,10 @@ def features(vision, params, image, looks, gaze) -> Truth:
   return Truth(x, one, jnp.zeros_like(x), one[..., 0])
 
 
-def teacher_of(params: dict[str, Any]) -> dict[str, Any]:
-  """The encoder's part of a model's parameters."""
-  other = ("decoder", "Decoder", "mask_token", "surprise", "teacher")
-  return {k: jax.tree.map(jnp.copy, v) for k, v in params.items() if not k.startswith(other)}
-
-
-def move_teacher(params: dict[str, Any], decay: float) -> dict[str, Any]:
-  """Parameters with a teacher that has come closer to the encoder."""
-  if "teacher" not in params:
-    return params
-  step = lambda old, new: decay * old + (1 - decay) * new.astype(old.dtype)
-  own = {k: params[k] for k in params["teacher"]}
-  return {**params, "teacher": jax.tree.map(step, params["teacher"], own)}
+def taught(params: dict[str, Any]) -> list[str]:
+  """The names of the encoder's part of a model's parameters, which a teacher follows."""
+  other = ("decoder", "Decoder", "mask_token", "surprise", _teacher.NAME)
+  return [name for name in params if not name.startswith(other)]
 
 
 def pixels(image, vision, s: int, index, shown_at: int | None = None) -> Float[Array, "b k p"]:

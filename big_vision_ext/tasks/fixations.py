@@ -18,7 +18,7 @@ import numpy as np
 from big_vision_ext.core import flops, patches, typed
 from big_vision_ext.models import fixations, resample, vit
 from big_vision_ext.objectives import glimpses, masks, scanpaths
-from big_vision_ext.tasks import _fixation_config, _fixation_targets, _towers
+from big_vision_ext.tasks import _fixation_config, _fixation_targets, _teacher, _towers
 from big_vision_ext.tasks._fixation_config import Config
 
 
@@ -74,6 +74,10 @@ class Task:
     """FLOPs of one image in training: all looks encoded, all targets predicted."""
     return self._flops(self.config.looks, True)
 
+  def looks_cost(self, looks: int) -> tuple[int, int]:
+    """Tokens that are encoded in so many looks, all told, and the FLOPs of encoding them."""
+    return self._order(looks).ends[-1], self._flops(looks, False)
+
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     shape = (batch_size, self.image_size, self.image_size, 3)
     return {"image": jax.ShapeDtypeStruct(shape, np.uint8)}
@@ -89,12 +93,11 @@ class Task:
     params = params["params"]
     if self.config.target != "features":
       return params
-    return {**params, "teacher": _fixation_targets.teacher_of(params)}
+    return {**params, _teacher.NAME: _teacher.of(params, _fixation_targets.taught(params))}
 
   def after_update(self, params, step):
     """Moves the teacher, if there is one, towards what was learned."""
-    del step  # Its pace does not change.
-    return _fixation_targets.move_teacher(params, self.config.teacher)
+    return _teacher.follow(params, step, self.config.teacher, self.config.teacher_steps)
 
   def loss(self, params, batch, rng, train: bool):
     """See the module's docstring; metrics are the loss by look and by scale, and shares seen."""
@@ -227,7 +230,8 @@ class Task:
     Returns:
       error (b, t), the mean error of the finest scale's tokens that were not seen so far;
       remaining (b, t), the same summed over them and divided by the number of all tokens; seen
-      (b, t), the share that was seen; state (b, t, d); gaze (b, t, 2).
+      (b, t), the share that was seen; state (b, t, d); token (b, t, d), of each look the one in the
+      middle of what it shows of the finest scale it shows; gaze (b, t, 2).
     """
     self._check_pixels()
     image = batch["image"]
@@ -246,6 +250,8 @@ class Task:
       out["remaining"].append(error / total)
       out["seen"].append(1.0 - left / total)
       out["state"].append(encoded["state"][:, -1])
+    finest = [[x for x in look if x.shape[1]][-1] for look in encoded["seen"]]
+    out["token"] = [x[:, x.shape[1] // 2].astype(jnp.float32) for x in finest]
     return {k: jnp.stack(v, axis=1) for k, v in out.items()} | {"gaze": gaze}
 
   def _look(self, gaze, t, keys):
@@ -278,14 +284,18 @@ class Task:
     key = jax.random.key(seed)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
+  def _shapes(self, looks: int):
+    """What so many looks show, as shapes for one image."""
+    return jax.eval_shape(lambda: [
+        self._look(jnp.zeros((1, 2)), t, masks.sample_keys(jax.random.key(0), 1))
+        for t in range(self.config.looks)])[:looks]
+
+  def _order(self, looks: int) -> fixations.Order:
+    return self.vision.order(self._shapes(looks))
+
   def _flops(self, looks: int, predict: bool) -> int:
     v = self.vision
-    shape = jax.eval_shape(lambda: [
-        self._look(jnp.zeros((1, 2)), t, masks.sample_keys(jax.random.key(0), 1))
-        for t in range(self.config.looks)])
-    order = fixations.order_of(
-        [[i.shape[1] for i in look] for look in shape[:looks]], v.num_cls, v.moves, v.causal)
-    steps = []
+    shape, order, steps = self._shapes(self.config.looks), self._order(looks), []
     if predict:
       gaze = jax.ShapeDtypeStruct((1, looks, 2), np.float32)
       made = jax.eval_shape(lambda l, g: self._steps(l, g).tokens, shape, gaze)

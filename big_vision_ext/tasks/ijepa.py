@@ -17,9 +17,9 @@ import numpy as np
 from big_vision_ext.core import flops, patches, typed
 from big_vision_ext.models import ijepa, vit
 from big_vision_ext.objectives import masks, multiblock
-from big_vision_ext.tasks import _towers
+from big_vision_ext.tasks import _teacher, _towers
 
-TEACHER, PREDICTOR = "teacher", "predictor"
+PREDICTOR = "predictor"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +50,7 @@ class Config:
   momentum_steps: int = 0
 
   def __post_init__(self):
-    if not 0 <= self.momentum <= 1 or self.momentum_steps < 0:
-      raise typed.ConfigError(
-          f"config.model.momentum={self.momentum}, momentum_steps={self.momentum_steps}: expected "
-          "a share between 0 and 1, and a number of steps")
+    _teacher.check(self.momentum, self.momentum_steps, ("momentum", "momentum_steps"))
 
 
 def make(model_config: Mapping[str, Any]) -> "Task":
@@ -112,7 +109,7 @@ class Task:
     drawn = self._blocks(rng, 1)
     features = jnp.zeros((*drawn.context.shape, self.vision.width), self.vision.dtype)
     predictor = self.predictor.init(of_predictor, features, drawn.context, drawn.target)["params"]
-    return {**encoder, PREDICTOR: predictor, TEACHER: jax.tree.map(jnp.copy, encoder)}
+    return {**encoder, PREDICTOR: predictor, _teacher.NAME: _teacher.of(encoder, encoder)}
 
   def loss(self, params, batch, rng, train: bool):
     """Smooth L1 distance (Huber's, of width 1) from the teacher's normed features."""
@@ -134,26 +131,22 @@ class Task:
 
   def targets(self, params, image, drawn: multiblock.Blocks):
     """(b, g, m, d): the teacher's features of the blocks; nothing is learned through them."""
-    whole = ijepa.normed(self.vision.apply({"params": params[TEACHER]}, image))
+    whole = ijepa.normed(self.vision.apply({"params": params[_teacher.NAME]}, image))
     chosen = patches.take(whole, drawn.target.reshape(len(image), -1))
     return jax.lax.stop_gradient(chosen.reshape(*drawn.target.shape, -1))
 
   def after_update(self, params, step):
-    """The teacher follows: momentum * teacher + (1 - momentum) * encoder."""
+    """The teacher follows, see `_teacher`."""
     c = self.config
-    keep = jnp.float32(c.momentum)
-    if c.momentum_steps:
-      keep = keep + (1.0 - c.momentum) * jnp.minimum(step / c.momentum_steps, 1.0)
-    follow = lambda t, e: t + (1.0 - keep).astype(t.dtype) * (e - t)
-    return {**params, TEACHER: jax.tree.map(follow, params[TEACHER], self._encoder(params))}
+    return _teacher.follow(params, step, c.momentum, c.momentum_steps)
 
   def embed_image(self, params, batch):
     """(b, d): the mean of the teacher's tokens, whole images, as published evaluations take it."""
-    tokens = self.vision.apply({"params": params[TEACHER]}, batch["image"])
+    tokens = self.vision.apply({"params": params[_teacher.NAME]}, batch["image"])
     return tokens.astype(jnp.float32).mean(axis=1)
 
   def _encoder(self, params):
-    return {k: v for k, v in params.items() if k not in (PREDICTOR, TEACHER)}
+    return {k: v for k, v in params.items() if k not in (PREDICTOR, _teacher.NAME)}
 
   def _blocks(self, rng, batch_size: int) -> multiblock.Blocks:
     c = self.config.blocks

@@ -20,7 +20,7 @@ from big_vision_ext.core import flops, typed
 from big_vision_ext.models import ps3, selection_head, vit
 from big_vision_ext.objectives import contrastive
 from big_vision_ext.objectives import selection as selection_loss
-from big_vision_ext.tasks import _towers
+from big_vision_ext.tasks import _ps3_surprise, _towers
 
 SELECTIONS = ("topdown", "bottomup", "random", "gt")
 
@@ -43,6 +43,7 @@ class Config:
     captions_per_image: how many captions of each image the input ships
       (`input.captions_per_image`), each with its box; the low-resolution pass serves all of them.
     selection_weight: factor of the selection loss.
+    surprise: given, no boxes are read in training: see `_ps3_surprise`.
     temperature_init, bias_init: of the contrastive loss.
     contrast: its form and how it is computed.
   """
@@ -55,6 +56,7 @@ class Config:
   view_size: int = 1512
   captions_per_image: int = 1
   selection_weight: float = 1.0
+  surprise: _ps3_surprise.Surprise | None = None
   temperature_init: float = 10.0
   bias_init: float = -10.0
   contrast: contrastive.Contrast = contrastive.Contrast()
@@ -79,12 +81,14 @@ class Task:
           "1 or more captions, and only one where tiles around its region stand for the image")
     image = vit.build(ps3.PS3Vision, _towers.plain(c.image), "config.model.image")
     set_field = lambda name, value: object.__setattr__(self, name, value)
+    if c.surprise:
+      _ps3_surprise.check(c, image)
     set_field("vision", image)
     set_field("text", _towers.text_tower(c.text, out_dim=image.out_width))
     set_field("prompt", selection_head.PromptProj(image.width))
     set_field("outputs", {
         "image": self.embed_image, "text": self.embed_text, "region": self.embed_region,
-        "encode": self.encode})
+        "encode": self.encode} | ({"surprise": self.surprise} if c.surprise else {}))
 
   @property
   def image_size(self) -> int:
@@ -96,6 +100,10 @@ class Task:
     """Model FLOPs of one training example: three times the forward pass."""
     tokens = sum(self.vision.budget())
     looks = (tokens // 2, tokens - tokens // 2) if self.vision.look_policy else (tokens,)
+    if c := self.config.surprise:
+      parts = self._vision_flops((tokens,), num_prompts=1)
+      own = _ps3_surprise.flops(c, self.vision)
+      return flops.train(parts["total"] + own + _towers.text_flops(self.text))
     captions = self.config.captions_per_image
     parts = self._vision_flops(looks, num_prompts=1 + captions)
     each = parts["high"] + _towers.text_flops(self.text)
@@ -122,6 +130,8 @@ class Task:
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     spec = _towers.batch_spec(
         batch_size, self._train_side, self.text.text_len, self.config.captions_per_image)
+    if self.config.surprise:
+      return {name: spec[name] for name in ("image", "text")}
     if n := self.config.tiles:
       side = self.vision.patch_size * self.vision.scales[-1] // self.vision.scales[0]
       spec["tiles"] = jax.ShapeDtypeStruct((batch_size, n, side, side, 3), np.uint8)
@@ -134,19 +144,24 @@ class Task:
   def init(self, rng, batch):
     img, txt, prompt = jax.random.split(rng, 3)
     one = self._by_caption({k: v[:1] for k, v in batch.items()})
-    width = jnp.zeros((one["box"].shape[0], self.vision.width))
-    return {
-        "img": self.vision.init(img, one["image"], prompt=width, box=one["box"],
-                                is_global=one["is_global"], tiles=self._tiles(one))["params"],
+    width = jnp.zeros((one["text"].shape[0], self.vision.width))
+    params = {
+        "img": self.vision.init(img, one["image"], prompt=width, box=one.get("box"),
+                                is_global=one.get("is_global"), tiles=self._tiles(one))["params"],
         "txt": self.text.init(txt, one["text"])["params"],
         "prompt_proj": self.prompt.init(prompt, jnp.zeros((1, self.text.out_dim)))["params"],
         "t": jnp.full((1,), np.log(self.config.temperature_init), jnp.float32),
         "b": jnp.full((1,), self.config.bias_init, jnp.float32),
     }
+    if c := self.config.surprise:
+      params |= _ps3_surprise.init(c, jax.random.fold_in(rng, 3), self.vision)
+    return params
 
   def loss(self, params, batch, rng, train: bool):
     del rng, train  # Nothing here is random.
     _towers.check_image(batch["image"], self._train_side)
+    if self.config.surprise:
+      return _ps3_surprise.loss(self, params, batch)
     batch = self._by_caption(batch)
     ztxt, prompt = self._read(params, batch)
     pooled, out = self.vision.apply(
@@ -238,6 +253,11 @@ class Task:
         "recall": found / jnp.maximum(wanted, 1),
         "budget_share": jnp.full((b,), taken / total),
     }
+
+  def surprise(self, params, batch):
+    """(b, gy, gx): how badly the low-resolution view foretells the detail of each cell."""
+    found, _ = _ps3_surprise.surprise_of(self.config.surprise, params, batch["image"], self.vision)
+    return found
 
   def encode(self, params, batch, **kwargs):
     """Features, scores and selection of images, prompted by `batch["text"]` if it is there.

@@ -8,6 +8,12 @@ On a pod (the same command on every host; `data` is a folder made by `input_pipe
   python -m big_vision_ext.train --distributed --workdir /checkpoints/fixations --config \
     configs/mim/fixations.py:frame=retinal,policy=surprise,target=residual,data=/data/images
 
+Narrow, on digits over photographs at 96 px, some minutes on a CPU; `bash launch/study.sh fixations`
+compares surprise with uniform looks, three seeds each:
+  python -m input_pipeline.build --from digits --out data/digits
+  python -m big_vision_ext.train --workdir runs/digits_looks \
+    --config configs/mim/fixations.py:policy=surprise,data=data/digits,small
+
 Five looks, each of 68 tokens: the whole image at 96 px, and 4 x 4 tokens around the point of gaze
 at 192 and at 384 px, of 144 and 576. After each the model predicts what the next look shows anew.
 
@@ -28,9 +34,9 @@ from big_vision_ext.core import config as config_lib
 
 
 def get_config(arg=None):
-  """`arg`: frame=F, policy=P, target=T, data=DIR, batch=N, runlocal."""
+  """`arg`: frame=F, policy=P, target=T, data=DIR, batch=N, small, runlocal."""
   a = config_lib.parse_arg(arg, frame="scene", policy="uniform", target="norm_pix",
-                           data="data/images", batch=0, runlocal=False)
+                           data="data/images", batch=0, small=False, runlocal=False)
   c = ml_collections.ConfigDict()
   c.task = "fixations"
   c.batch_size = a.batch or 4096
@@ -63,9 +69,35 @@ def get_config(arg=None):
   if a.target == "features":
     del c.evals
 
+  if a.small:
+    c.batch_size = a.batch or 64
+    del c.total_epochs
+    c.total_steps = 600
+    c.lr = 1e-3
+    c.optim.weight_decay = 0.05 * c.lr
+    c.schedule = dict(type="cosine", warmup_percent=8)
+    # A digit mirrored is none.
+    c.input.update(image_size=96, flip=False, resize="fast", threads=2, cache_mb=400)
+    c.model.update(windows=(3, 2, 2), looks=4)
+    c.model.image = dict(
+        width=64, depth=3, mlp_dim=192, num_heads=4, patch_size=8, image_size=96, frame=a.frame,
+        scales=(24, 48, 96), decoder_width=48, decoder_depth=2, decoder_heads=4,
+        decoder_mlp_dim=144, surprise_hidden=64)
+    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.log_steps = 10
+    c.ckpt_steps = 200
+    if "evals" in c:
+      c.evals.looks = dict(type="fixations", input=dict(split="val"), batch_size=64,
+                           policies=("surprise",))
+    else:
+      c.evals = {}
+    c.evals.probe = dict(type="linear_probe", input=dict(split="val"), batch_size=64,
+                         l2=(1.0, 0.1, 0.01), max_steps=300, tolerance=1e-4)
+
   if a.runlocal:
     c.batch_size = a.batch or 8
-    del c.total_epochs
+    if "total_epochs" in c:
+      del c.total_epochs
     c.total_steps = 3
     c.lr = 1e-3
     c.optim.weight_decay = 5e-5
@@ -79,5 +111,5 @@ def get_config(arg=None):
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.log_steps = 1
     if "evals" in c:
-      c.evals.looks.update(batch_size=8, eval_percent=None)
+      c.evals = dict(looks=dict(type="fixations", input=dict(split="val"), batch_size=8))
   return c

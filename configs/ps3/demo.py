@@ -10,6 +10,16 @@ released selection loss), with sizes and rates for two cores. Four captions shar
 the paper has one: a step then takes half the time. The selection loss counts three times, since
 everything is learned from scratch here, where the paper starts from SigLIP.
 
+`:surprise` trains without boxes (ours): images and the captions of the whole of them; the encoder
+takes what the bottom-up score puts first, which is taught to find the cells whose detail the
+low-resolution view foretells worst (`big_vision_ext/tasks/_ps3_surprise.py`). Boxes only measure
+it, on canvases that were not trained on, beside random selection and what teaches it:
+  python -m big_vision_ext.train --config configs/ps3/demo.py:surprise --workdir runs/surprise
+  python -m big_vision_ext.evaluate --workdir runs/surprise    # selection/bottomup/recall_at_200
+The same but not taught: `--config.model.selection_weight=0`; with surprise of the image alone, for
+which no network is trained: `--config.model.surprise.hidden=0`. These and the demo taught by boxes,
+three seeds each: `bash launch/study.sh surprise`.
+
 Expected: see "Does the method work here?" in the README; 5 to 12 minutes on two cores with Python
 3.12. `:runlocal` is a smoke run of 2 steps.
 """
@@ -21,8 +31,9 @@ from configs.ps3 import common
 
 
 def get_config(arg=None):
-  """`arg`: data=DIR, init=WORKDIR, steps=N, runlocal."""
-  a = config_lib.parse_arg(arg, data="data/sample", init="", steps=1200, runlocal=False)
+  """`arg`: data=DIR, init=WORKDIR, steps=N, surprise, runlocal."""
+  a = config_lib.parse_arg(arg, data="data/sample", init="", steps=1200, surprise=False,
+                           runlocal=False)
   c = ml_collections.ConfigDict()
   c.task = "ps3"
   c.batch_size = 8
@@ -43,6 +54,11 @@ def get_config(arg=None):
   )
   if a.init:
     c.init = dict(path=a.init, allow_missing=common.NEW_PARAMETERS)
+  if a.surprise:
+    c.input.update(global_share=1.0, captions_per_image=1)
+    c.model.update(captions_per_image=1, surprise=dict(hidden=128, side=32, share=0.1))
+    if a.init:
+      c.init.allow_missing = (*common.NEW_PARAMETERS, "surprise/.*")
 
   c.lr = 2e-3
   c.schedule = dict(type="cosine", warmup_steps=50)
@@ -51,11 +67,16 @@ def get_config(arg=None):
   c.log_steps = 10
   c.ckpt_steps = 100
   c.evals = dict(regions=dict(type="region_retrieval", input=dict(split="val"), batch_size=32))
+  if a.surprise:
+    c.evals = dict(selection=dict(
+        type="selection_quality", input=dict(split="val"), batch_size=32,
+        selections=("bottomup", "random", "surprise")))
 
   if a.runlocal:
     c.batch_size = 8
     c.total_steps = 2
     c.schedule = dict(type="cosine", warmup_steps=1)
     c.log_steps = 1
-    c.evals.regions.selections = ("topdown",)
+    if "regions" in c.evals:
+      c.evals.regions.selections = ("topdown",)
   return c

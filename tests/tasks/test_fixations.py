@@ -256,6 +256,11 @@ def test_the_teacher_follows_slowly_and_only_where_there_is_one():
   for name, want in trees.flatten(moved["teacher"]).items():
     old, new = (trees.flatten(t)[name] for t in (params["teacher"], params))
     np.testing.assert_allclose(want, 0.9 * old + 0.1 * new, rtol=1e-6)
+  later = made(target="features", teacher=0.9, teacher_steps=20)[0]
+  for step, keep in ((0, 0.9), (10, 0.95), (30, 1.0)):
+    np.testing.assert_allclose(
+      later.after_update(params, step)["teacher"]["cls"],
+      keep * params["teacher"]["cls"] + (1 - keep) * params["cls"], rtol=1e-5, atol=1e-7)
   rest = {k: v for k, v in moved.items() if k != "teacher"}
   jax.tree.map(np.testing.assert_array_equal, rest, {k: params[k] for k in rest})
   task, params, _ = made()

@@ -1,0 +1,116 @@
+"""Which studies are there? Their arms, what is measured, and the columns of their tables."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """A row of a study's table.
+
+  Attributes:
+    name: of its folders.
+    config: below configs/, with its argument, in which {data} is the data set.
+    overrides: KEY=VALUE settings of it.
+    title: in the table; the name, if it is empty.
+    untrained: one step with a rate of 0, and then the evaluation.
+    once: only with the first seed, as it does not depend on any.
+  """
+
+  name: str
+  config: str
+  overrides: tuple[str, ...] = ()
+  title: str = ""
+  untrained: bool = False
+  once: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """What is compared.
+
+  Attributes:
+    about: a line for --help, with what it costs.
+    data: what `input_pipeline.build --from` makes, into data/.
+    steps: of each training, if the command line does not say.
+    overrides: of all arms.
+    columns: {heading: (measure in evaluation.json, factor)}; a factor of 100 makes percent.
+    arms: the rows.
+  """
+
+  about: str
+  data: str
+  steps: int
+  overrides: tuple[str, ...]
+  columns: dict[str, tuple[str, float]]
+  arms: tuple[Arm, ...]
+
+
+_STILL = ("lr=0.0", "optim.weight_decay=0.0")
+
+_PROBE = {"type": "linear_probe", "input": {"split": "val"}, "batch_size": 64,
+          "l2": (1.0, 0.1, 0.01), "max_steps": 300, "tolerance": 1e-4}
+_LATENTS = {"type": "latents", "input": {"split": "val"}, "batch_size": 64, "selectivity": False,
+            "max_images": 1000}
+_FOCUSMIM = "mim/focusmim.py:data={data},small"
+
+FOCUSMIM = Study(
+    about="masks like gaze (FocusMIM) on digits over photographs: a linear probe; 25 minutes",
+    data="digits", steps=300,
+    overrides=(f"evals={ {'probe': _PROBE, 'latents': _LATENTS} }", "input.image_size=48",
+               "model.image.image_size=48"),
+    columns={"linear probe, %": ("probe/top1", 100),
+             "on its training images, %": ("probe/train_top1", 100),
+             "decorrelation, excess": ("latents/decorrelation_excess", 1),
+             "effective rank": ("latents/effective_rank", 1)},
+    arms=(
+        Arm("random", f"{_FOCUSMIM},mask=random", title="random patches hidden"),
+        Arm("periphery", f"{_FOCUSMIM},mask=periphery", title="periphery hidden"),
+        Arm("periphery_whole", f"{_FOCUSMIM},mask=periphery,crop=False",
+            title="periphery hidden, no crops"),
+        Arm("periphery_blur", f"{_FOCUSMIM},mask=periphery,fill=blur", title="periphery blurred"),
+        Arm("none", f"{_FOCUSMIM},mask=none", title="nothing hidden (autoencoder)"),
+        Arm("untrained", f"{_FOCUSMIM},mask=none", _STILL, "untrained encoder", untrained=True),
+        Arm("pixels", f"{_FOCUSMIM},mask=none",
+            (*_STILL, f"evals={ {'probe': {**_PROBE, 'features': 'pixels'}} }"), "raw pixels",
+            untrained=True, once=True)))
+
+_FIXATIONS = "mim/fixations.py:data={data},small"
+
+FIXATIONS = Study(
+    about="a learned surprise against uniform looks at as many tokens, on digits; 10 minutes",
+    data="digits", steps=600, overrides=(),
+    columns={
+        "linear probe, %": ("probe/top1", 100),
+        "left to predict, uniform": ("looks/uniform/remaining_after_4", 1),
+        "left to predict, surprise": ("looks/surprise/remaining_after_4", 1),
+        "gain of surprise, %": ("looks/surprise/gain_after_4", 100)},
+    arms=(
+        Arm("uniform", f"{_FIXATIONS},policy=uniform", title="trained on uniform looks"),
+        Arm("surprise", f"{_FIXATIONS},policy=surprise", title="trained on surprise"),
+        Arm("untrained", f"{_FIXATIONS},policy=uniform", _STILL, "untrained", untrained=True)))
+
+_PS3 = "ps3/demo.py:data={data}"
+_SELECTION = {"selection": {
+    "type": "selection_quality", "input": {"split": "val"}, "batch_size": 32,
+    "selections": ("bottomup", "random")}}
+
+SURPRISE = Study(
+    about="PS3's bottom-up selection taught by surprise: the share of regions found; an hour",
+    data="sample", steps=600,
+    # The share of the demo's warm-up, for any number of steps.
+    overrides=("schedule={'type': 'cosine', 'warmup_percent': 4}",),
+    columns={
+        "recall, % (1.7 % of tokens)": ("selection/bottomup/recall_at_200", 100),
+        "recall, % (6.9 %)": ("selection/bottomup/recall_at_800", 100),
+        "of what teaches, %": ("selection/surprise/recall_at_200", 100),
+        "of what teaches, % (6.9 %)": ("selection/surprise/recall_at_800", 100),
+        "random, %": ("selection/random/recall_at_200", 100)},
+    arms=(
+        Arm("surprise", f"{_PS3},surprise", title="taught by learned surprise, no boxes"),
+        Arm("image", f"{_PS3},surprise", ("model.surprise.hidden=0",),
+            "taught by surprise of the image alone, no boxes"),
+        Arm("nothing", f"{_PS3},surprise", ("model.selection_weight=0.0",),
+            "the same, not taught"),
+        Arm("boxes", _PS3, (f"evals={_SELECTION}",), "taught by boxes (demo)")))
+
+STUDIES = {"focusmim": FOCUSMIM, "fixations": FIXATIONS, "surprise": SURPRISE}
