@@ -245,12 +245,13 @@ def _flat_starts(starts: list[dict]) -> list[dict]:
 
 
 def _class_names(settings: input_config.InputConfig) -> dict[str, list[str]]:
-  """The names of the classes in their order, if they are at hand."""
-  if not settings.num_classes:
+  """The names of the classes in their order, if they are at hand without reading a split through."""
+  listed = not isinstance(settings.classes, str) or settings.classes.endswith(".txt")
+  if not settings.num_classes or not listed:
     return {}
   try:
     return {"classes": list(labels.classes(settings))}
-  except (ValueError, OSError) as error:
+  except input_config.InputError as error:
     logging.warning("%s The names of the classes are not exported.", error)
     return {}
 

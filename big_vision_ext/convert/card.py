@@ -88,7 +88,8 @@ def _preprocessing(weights: Any) -> str:
   if image.get("scales"):
     lines.append(f"The model makes its scales {list(image['scales'])} px of that itself.")
   if names := seen.get("classes"):
-    lines.append(f"Classes, in the order of the scores: {', '.join(map(str, names))}.")
+    listed = ", ".join(map(str, names)) if len(names) <= 100 else "listed in export.json"
+    lines.append(f"Classes, in the order of the scores: {listed}.")
   length = (weights.model.get("text") or {}).get("text_len")
   if length:
     clean = ", in the canonical form of `input_pipeline.text.canonicalize` (lower case, no "

@@ -38,8 +38,9 @@ def of(weights: Weights, format: str) -> Weights:
     params = Tensors({n.removeprefix(_TEACHER): params.lazy(n) for n in params
                       if n.startswith(_TEACHER)})
   image.setdefault("pool_type", "tok")
+  several = format == "transformers" and weights.task != "classify" and image["pool_type"] == "tok"
   for key, value in (("num_cls", 1), ("posemb_type", "learn")):
-    if image.get(key, value) != value:
+    if image.get(key, value) != value and not (key == "num_cls" and several):
       raise ConvertError(f"model.image.{key}={image[key]!r}: the format {format!r} has no such "
                          f"thing, only {value!r}; export as npz")
   if weights.model.get("probe"):

@@ -160,7 +160,7 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 5e9, prog
   a text tower without head an identity: the library's always have them.
   """
   del final
-  if weights.task == "mae":
+  if _is_mae(weights):
     transformers_mae.write(out, weights, shard_bytes=shard_bytes, progress=progress)
     return None
   if weights.task in encoders.TASKS:
@@ -191,7 +191,7 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 5e9, prog
 
 def usage(weights: Weights) -> str:
   """How to load an export, in Markdown."""
-  if weights.task == "mae":
+  if _is_mae(weights):
     return transformers_mae.usage()
   if weights.task in encoders.TASKS:
     return transformers_vit.usage(weights)
@@ -208,6 +208,12 @@ def usage(weights: Weights) -> str:
     f'processor = AutoImageProcessor.from_pretrained("E")\n{tokenizer}```\n\n'
     f"Give it no attention mask, and texts padded to {length} tokens: padding is attended to.\n"
   ) + none
+
+
+def _is_mae(weights: Weights) -> bool:
+  """Whether it is an autoencoder that the library has; of one with several class tokens it has the
+  encoder only."""
+  return weights.task == "mae" and weights.model["image"].get("num_cls", 1) == 1
 
 
 def _part(config: Mapping[str, Any], name: str, folder: pathlib.Path) -> Mapping[str, Any]:

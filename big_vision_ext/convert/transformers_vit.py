@@ -1,9 +1,9 @@
-"""How does the transformers library keep plain encoders? `ViTForImageClassification`, `IJepaModel`.
+"""How does the transformers library keep encoders? `ViTForImageClassification`, `IJepaModel`, ...
 
 A head on the class token is the only one that `ViTForImageClassification` has: classifiers on the
 mean of the patches go to timm. `IJepaModel` has no class token and no head; of our I-JEPA it gets
 the teacher. `ViTModel` is an encoder with class token; the pooling layer that it may have is of
-some other training and is not read.
+some other training and is not read. `PixioModel` is one with several class tokens.
 """
 
 import json
@@ -16,13 +16,15 @@ import numpy as np
 from big_vision_ext.convert import Weights, encoders, files, ours, siglip, tables, vit_tables
 from big_vision_ext.convert.lazy import ConvertError, Tensors
 
-MODEL_TYPES = ("vit", "ijepa")
+MODEL_TYPES = ("vit", "ijepa", "pixio")
 _ACTS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 # What config.json leaves out is at its default there; note the epsilon.
 _DEFAULTS = dict(
   hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
   hidden_act="gelu", layer_norm_eps=1e-12, image_size=224, patch_size=16, num_channels=3,
   qkv_bias=True)
+_PIXIO = _DEFAULTS | dict(hidden_size=1280, num_hidden_layers=32, num_attention_heads=16,
+                          mlp_ratio=4, layer_norm_eps=1e-6, image_size=256, n_cls_tokens=8)
 
 
 def read(file: pathlib.Path, config: Mapping[str, Any], seen: Mapping[str, Any]) -> Weights:
@@ -37,7 +39,8 @@ def read(file: pathlib.Path, config: Mapping[str, Any], seen: Mapping[str, Any])
     ConvertError: settings that no model here has, or arrays that are not those of the model.
   """
   where, kind = file.parent / "config.json", config["model_type"]
-  labels, config = config.get("id2label") or {}, _DEFAULTS | dict(config)
+  labels = config.get("id2label") or {}
+  config = (_PIXIO if kind == "pixio" else _DEFAULTS) | dict(config)
   for key, wanted in (("num_channels", 3), ("qkv_bias", True)):
     if config[key] != wanted:
       raise ConvertError(f"{where}: its {key} is {config[key]!r}, expected {wanted!r}")
@@ -48,15 +51,17 @@ def read(file: pathlib.Path, config: Mapping[str, Any], seen: Mapping[str, Any])
     width=config["hidden_size"], depth=config["num_hidden_layers"],
     mlp_dim=config["intermediate_size"], num_heads=config["num_attention_heads"],
     patch_size=_side(config["patch_size"]), image_size=_side(config["image_size"]),
-    pool_type="tok" if kind == "vit" else "none", act=_ACTS[config["hidden_act"]],
+    pool_type="none" if kind == "ijepa" else "tok", act=_ACTS[config["hidden_act"]],
     ln_eps=float(config["layer_norm_eps"]))
+  if kind == "pixio":
+    image |= {"mlp_dim": int(config["hidden_size"] * config["mlp_ratio"]),
+              "num_cls": config["n_cls_tokens"]}
   tensors = files.read_tensors(file)
   prefix = f"{kind}." if any(n.startswith(f"{kind}.") for n in tensors) else ""
   task, model, found = ours.ENCODER, {"image": image}, {**seen, "image_size": image["image_size"]}
   if "classifier.weight" in tensors:
-    if kind == "ijepa":
-      raise ConvertError(f"{file}: has a head on the mean of normed tokens, which no model here "
-                         "has; save its IJepaModel alone")
+    if kind != "vit":
+      raise ConvertError(f"{file}: has a head that no model here has; save its encoder alone")
     task = "classify"
     model |= {"num_classes": siglip.size_of(tensors, "classifier.bias", 1, file)[0],
               "feature": "cls", **{key: seen[key] for key in ("mean", "std") if key in seen}}
@@ -77,7 +82,7 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float, progress: 
       "model.feature='mean': ViTForImageClassification has its head on the class token, this "
       "classifier on the mean of the patches; export as timm or npz")
   weights = encoders.of(weights, "transformers")
-  kind = "vit" if weights.model["image"]["pool_type"] == "tok" else "ijepa"
+  kind = _kind(weights.model["image"])
   prefix = "vit." if weights.task == "classify" else ""
   theirs = tables.export(
     _table(kind, prefix), ours.shapes(weights.task, weights.model), Tensors(weights.params),
@@ -107,14 +112,21 @@ def usage(weights: Weights) -> str:
 
 
 def _table(kind: str, prefix: str, old: bool = False) -> list[tables.Rule]:
-  encoder = vit_tables.transformers(theirs=prefix, cls=kind == "vit", old=old)
+  encoder = vit_tables.transformers(theirs=prefix, cls=kind != "ijepa", old=old)
   return [*encoder, *tables.linear("head", "classifier")]
+
+
+def _kind(image: Mapping[str, Any]) -> str:
+  if image["pool_type"] == "none":
+    return "ijepa"
+  return "vit" if image.get("num_cls", 1) == 1 else "pixio"
 
 
 def _architecture(weights: Weights) -> str:
   if weights.task == "classify":
     return "ViTForImageClassification"
-  return "ViTModel" if weights.model["image"]["pool_type"] == "tok" else "IJepaModel"
+  return {"vit": "ViTModel", "ijepa": "IJepaModel", "pixio": "PixioModel"}[
+    _kind(weights.model["image"])]
 
 
 def _config(weights: Weights, kind: str) -> dict[str, Any]:
@@ -131,10 +143,17 @@ def _config(weights: Weights, kind: str) -> dict[str, Any]:
     labels = {"id2label": {str(i): name for i, name in enumerate(names)},
               "label2id": {name: i for i, name in enumerate(names)}}
   one = lambda pair: pair[0] if pair[0] == pair[1] else list(pair)
+  mlp = {"intermediate_size": image["mlp_dim"]}
+  if kind == "pixio":
+    ratio, rest = divmod(image["mlp_dim"], image["width"])
+    if rest:
+      raise ConvertError(f"model.image.mlp_dim={image['mlp_dim']}: PixioModel's is a multiple of "
+                         f"its width, {image['width']}; export as npz")
+    mlp = {"mlp_ratio": ratio, "n_cls_tokens": image["num_cls"]}
   return {
     "architectures": [_architecture(weights)], "model_type": kind, "hidden_size": image["width"],
     "num_hidden_layers": image["depth"], "num_attention_heads": image["num_heads"],
-    "intermediate_size": image["mlp_dim"], "hidden_act": found,
+    **mlp, "hidden_act": found,
     "layer_norm_eps": image.get("ln_eps", siglip.LN_EPS), "image_size": one(size),
     "patch_size": one(patch), "num_channels": 3, "qkv_bias": True, "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0, **labels}
