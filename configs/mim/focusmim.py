@@ -117,5 +117,6 @@ def get_config(arg=None):
     c.log_steps = 1
     del c.keep_ckpt_percent
     # The sample data has no classes.
-    c.evals = dict(latents=dict(type="latents", input=dict(split="val"), batch_size=8))
+    kept = {"finetune": dict(c.evals.finetune, batch_size=8)} if a.finetune else {}
+    c.evals = dict(latents=dict(type="latents", input=dict(split="val"), batch_size=8), **kept)
   return c
