@@ -79,7 +79,7 @@ def load(source: str | os.PathLike, step: int | None = None) -> Loaded:
         "a PS3 model), which is needed here; as a start of training they are fine (config.init)")
   if weights.task == ours.ENCODER:
     raise convert.ConvertError(
-        f"{source}: holds an encoder alone, without a decoder, predictor or head, and a whole model "
+        f"{source}: holds an encoder alone, without decoder, predictor or head, and a whole model "
         "is needed here; as a start of training it is fine (config.init, e.g. "
         "configs/mim/finetune.py:init=...)")
   if weights.task == "siglip" and weights.model.get("text") is None:
@@ -245,7 +245,7 @@ def _flat_starts(starts: list[dict]) -> list[dict]:
 
 
 def _class_names(settings: input_config.InputConfig) -> dict[str, list[str]]:
-  """The names of the classes in their order, if they are at hand without reading a split through."""
+  """The names of the classes in their order, if no split has to be read through for them."""
   listed = not isinstance(settings.classes, str) or settings.classes.endswith(".txt")
   if not settings.num_classes or not listed:
     return {}

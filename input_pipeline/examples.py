@@ -62,10 +62,12 @@ class ExampleMaker:
   def __init__(self, config: InputConfig, classes: Sequence[str] = ()):
     self._config = config
     self._number = {name: i for i, name in enumerate(classes)}
-    self._jitter = jitter.ColorJitter(*config.jitter, config.jitter_share) if config.jitter else None
-    self._foreground = foreground.Foreground(
-      config.foreground, config.foreground_missing, config.foreground_soft, config.resize
-    ) if config.foreground else None
+    self._jitter = self._foreground = None
+    if config.jitter:
+      self._jitter = jitter.ColorJitter(*config.jitter, config.jitter_share)
+    if config.foreground:
+      self._foreground = foreground.Foreground(
+        config.foreground, config.foreground_missing, config.foreground_soft, config.resize)
     self._augment = randaugment.parse(config.augment) if config.augment else None
     self._tokenizer = text.make_tokenizer(config.tokenizer)
     self._cache = ImageCache(config.cache_mb << 20)

@@ -77,14 +77,15 @@ def _preprocessing(weights: Any) -> str:
   size = seen.get("image_size") or (image.get("scales") or [image.get("image_size")])[-1]
   height, width = size if isinstance(size, Sequence) else (size, size)
   mean, std = (seen.get(k, weights.model.get(k, image.get(k, 0.5))) for k in ("mean", "std"))
-  how = {"bicubic": "antialiased bicubic", "fast": "area averaging when it gets smaller"}
-  resize = how.get(seen.get("resize", "bicubic"), seen.get("resize"))
+  ways = {"bicubic": "antialiased bicubic", "fast": "area averaging when it gets smaller"}
+  resize = ways.get(seen.get("resize", "bicubic"), seen.get("resize"))
   how = f"resized to {width} x {height} px without keeping the aspect ratio ({resize})"
   if middle := seen.get("eval_crop"):
     how = (f"the square in the middle whose side is {middle:g} of the shorter side, resized to "
            f"{width} x {height} px ({resize})")
   lines = [
-      f"Images: RGB, {how}, divided by 255, then (x - mean) / std with mean {_short(mean)} and std {_short(std)}."]
+      f"Images: RGB, {how}, divided by 255, then (x - mean) / std with mean {_short(mean)} and std "
+      f"{_short(std)}."]
   if image.get("scales"):
     lines.append(f"The model makes its scales {list(image['scales'])} px of that itself.")
   if names := seen.get("classes"):

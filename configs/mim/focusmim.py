@@ -18,10 +18,10 @@ Without any data, on digits over photographs, on a CPU (narrow, some minutes):
 foveate (blurred ever more with the distance from the centre) or none (a plain autoencoder); `fill`
 is what hidden pixels show: mean (the image's mean colour), blur, zero, or blur_as_released (the
 public code, whose blur has no effect but on the mean). `crop=False` trains without random crops.
-`jitter` varies colours, of input and target alike. `foreground=boxes|mask` weights the loss with the
-foreground of the records (`input_pipeline.build --masks DIR` takes masks that other programs made),
+`jitter` varies colours, of input and target alike. `foreground=boxes|mask` weights the loss with
+the foreground of the records (`input_pipeline.build --masks DIR` takes masks of other programs),
 `attention=foreground` lets a second disc be seen there. `finetune` measures at the end, beside the
-readout of the frozen encoder, that of a copy of it which learns along.
+readout of the frozen encoder, that of a copy of it which learns along, at a rate of 1e-5.
 
 Source: Weiler, Brucklacher, Pennartz, Bohte 2024, "Masked Image Modeling as a Framework for
 Self-Supervised Learning across Eye Movements" (arXiv 2404.08526), and its code: Adam with 1e-8 of

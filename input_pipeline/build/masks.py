@@ -1,7 +1,7 @@
 """Where is the foreground of an image? Masks beside the images, as other programs make them.
 
-The mask of `a/cat.jpg` is `a/cat.png` in the directory of masks: grey, of the size that the image is
-displayed at, white where there is foreground. An image may be without one.
+The mask of `a/cat.jpg` is `a/cat.png` in the directory of masks: grey, of the size that the image
+is displayed at, white where there is foreground. An image may be without one.
 """
 
 import dataclasses

@@ -33,9 +33,9 @@ MODELS = {
   "class token": ("classify", {"image": OBLONG, "num_classes": 5, "feature": "cls"}, "classify"),
   "encoder": (ours.ENCODER, {"image": OBLONG | dict(pool_type="tok")}, ours.ENCODER),
   "encoder, no class token": (ours.ENCODER, {"image": BARE}, ours.ENCODER),
+  "Pixio": ("mae", cases.MAE | {"image": cases.MAE["image"] | dict(num_cls=8, mlp_dim=96)},
+            ours.ENCODER),
 }
-MODELS["Pixio"] = ("mae", cases.MAE | {"image": cases.MAE["image"] | dict(num_cls=8, mlp_dim=96)},
-                   ours.ENCODER)
 CASES = [("timm", name) for name in MODELS if name != "Pixio"] + [
   ("transformers", name) for name in MODELS if not name.startswith(("mean", "masked"))]
 
@@ -146,8 +146,9 @@ def test_ijepa_s_own_files_hold_encoder_predictor_and_teacher(tmp_path):
   assert set(theirs) == want
   np.testing.assert_array_equal(theirs["predictor.predictor_proj.weight"],
                                 first.params["predictor/out/kernel"].T)
-  np.testing.assert_array_equal(theirs["target_encoder.blocks.1.mlp.fc1.bias"],
-                                first.params["teacher/Transformer/encoderblock_1/MlpBlock_0/Dense_0/bias"])
+  np.testing.assert_array_equal(
+    theirs["target_encoder.blocks.1.mlp.fc1.bias"],
+    first.params["teacher/Transformer/encoderblock_1/MlpBlock_0/Dense_0/bias"])
   # As their code computes it: the angle is place / 10000^(k / (d / 4)), columns first.
   np.testing.assert_allclose(theirs["predictor.predictor_pos_embed"][0, 7, 8:16],
                              np.cos(2 / 10_000 ** (np.arange(8) / 8)), atol=1e-6)
@@ -253,7 +254,8 @@ def test_an_encoder_alone_is_a_start_of_training_and_no_model_to_load(tmp_path):
   with pytest.raises(ConvertError, match="holds an encoder alone.*finetune"):
     weights.load(tmp_path / "a")
   task = tasks.make("classify", {"image": SIZES, "num_classes": 5})
-  start = sharding.unbox(task.init(jax.random.key(0), {"image": np.zeros((1, 40, 40, 3), np.uint8)}))
+  batch = {"image": np.zeros((1, 40, 40, 3), np.uint8)}
+  start = sharding.unbox(task.init(jax.random.key(0), batch))
   init = Init(str(tmp_path / "a"), allow_missing=("fc_norm/.*", "head/.*", "cls_pos_embedding"),
               allow_extra=("(?!Transformer/encoderblock).*",))
   found, origin = weights.init_params(init, start, jax.tree.map(lambda x: x.sharding, start))

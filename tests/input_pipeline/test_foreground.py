@@ -93,7 +93,8 @@ def test_a_record_without_enough_foreground_gets_ones_or_is_left_out(encode_imag
   tiny[:9, :11] = 255  # 99 of 9,216 pixels: one too few.
   enough = tiny.copy()
   enough[9, 0] = 204
-  cases = [("boxes", boxed(encode_image, []), False), ("boxes", boxed(encode_image, [[0, 0, 5, 5]]), False),
+  cases = [("boxes", boxed(encode_image, []), False),
+           ("boxes", boxed(encode_image, [[0, 0, 5, 5]]), False),
            ("boxes", boxed(encode_image, [[10, 10, 60, 60]]), True),
            ("mask", boxed(encode_image, [[10, 10, 60, 60]]), False),
            ("mask", boxed(encode_image, [], encode_image(tiny)), False),
@@ -143,7 +144,8 @@ def test_masks_that_lie_beside_the_images_are_built_in(tmp_path, encode_image):
   for name, side in (("a/cat", 20), ("a/dog", 21), ("b/elk", 0)):
     (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "images" / f"{name}.png").write_bytes(encode_image(np.full((20, 20, 3), 9, np.uint8)))
+    image = encode_image(np.full((20, 20, 3), 9, np.uint8))
+    (tmp_path / "images" / f"{name}.png").write_bytes(image)
     if side:
       mask = encode_image(np.full((side, side), 200, np.uint8))
       (tmp_path / "masks" / f"{name}.png").write_bytes(mask)

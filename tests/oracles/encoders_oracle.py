@@ -86,8 +86,9 @@ def load(case):
 def wrap(file, to):
   """Three state dicts as DistributedDataParallel names them, beside what an optimiser keeps."""
   tensors = safetensors.torch.load_file(file)
-  saved = {part: {f"module.{n.partition('.')[2]}": x for n, x in tensors.items()
-                  if n.startswith(f"{part}.")} for part in ("encoder", "predictor", "target_encoder")}
+  named = lambda part: {f"module.{n.partition('.')[2]}": x for n, x in tensors.items()
+                        if n.startswith(f"{part}.")}
+  saved = {part: named(part) for part in ("encoder", "predictor", "target_encoder")}
   weight = torch.nn.Parameter(torch.ones(3))
   optimizer = torch.optim.AdamW([{"params": [weight], "WD_exclude": True}])
   weight.sum().backward()

@@ -108,8 +108,8 @@ def mine():
   """{kind: compiled (params, pixels, visible, target) -> ((loss, predicted), gradients)}."""
 
   def of_ijepa():
-    task = square(dict(predictor=PREDICTOR, blocks=dict(num_context=12, num_blocks=3, block_size=9)),
-                  "ijepa", ijepa.Encoder)
+    blocks = dict(num_context=12, num_blocks=3, block_size=9)
+    task = square(dict(predictor=PREDICTOR, blocks=blocks), "ijepa", ijepa.Encoder)
     object.__setattr__(task, "predictor", ijepa.Predictor(out_dim=48, grid=GRID, **PREDICTOR))
 
     def forward(params, x, visible, target):
