@@ -48,8 +48,8 @@ class InputConfig:
     jitter_share: share of the training images whose colours vary.
     foreground: batches carry "foreground" (b, S, S), float32 in 0..1, how much each pixel of a
       training image belongs to something: by the record's "boxes" or its "mask"; "" ships none.
-    foreground_missing: records that have none, or too little, get "ones" everywhere, or are left out
-      ("skip").
+    foreground_missing: records that have none, or too little, get "ones" everywhere, or are left
+      out ("skip").
     foreground_soft: width of the slope over a box's edge, as a share of the box's side.
     crop_clamp: a training crop that was drawn too wide or too tall is cut down to the image, and
       not drawn again (the random crop of TensorFlow models, and of MAE's linear probe).
