@@ -20,13 +20,11 @@ from tests.convert import cases
 SIZES = dict(width=48, depth=3, mlp_dim=80, num_heads=3, patch_size=8, image_size=40)
 OBLONG = SIZES | dict(patch_size=(8, 4), image_size=(32, 24))
 BARE = SIZES | dict(pool_type="none")
-IJEPA = {"image": BARE, "predictor": dict(width=32, depth=2, mlp_dim=56, num_heads=4),
-         "blocks": dict(num_context=6, num_blocks=4, block_size=4)}
 CLASSES = ["ash", "beech", "cedar", "date", "elm"]
 # Task, its settings, and what formats keep of it.
 MODELS = {
   "masked autoencoder": ("mae", cases.MAE, ours.ENCODER),
-  "I-JEPA": ("ijepa", IJEPA, ours.ENCODER),
+  "I-JEPA": ("ijepa", cases.IJEPA, ours.ENCODER),
   "mean": ("classify", {"image": SIZES, "num_classes": 5, "feature": "mean"}, "classify"),
   "mean, oblong": ("classify", {"image": OBLONG, "num_classes": 5}, "classify"),
   "mean, no class token": ("classify", {"image": BARE, "num_classes": 5}, "classify"),
@@ -202,7 +200,7 @@ def test_a_file_of_ijepa_that_is_not_whole_is_refused(tmp_path, change, message)
   ("timm", "mae", cases.MAE | {"image": cases.MAE["image"] | dict(num_cls=8)}, "num_cls=8"),
   ("timm", ours.ENCODER, {"image": SIZES | dict(ln_eps=1e-5)}, "ln_eps=1e-05"),
   ("ijepa", "mae", cases.MAE, "task 'ijepa'.*task 'mae'"),
-  ("ijepa", "ijepa", IJEPA | {"image": BARE | dict(act="gelu_tanh")}, "act='gelu_tanh'"),
+  ("ijepa", "ijepa", cases.IJEPA | {"image": BARE | dict(act="gelu_tanh")}, "act='gelu_tanh'"),
 ])
 def test_what_a_format_cannot_hold_is_refused_in_words(tmp_path, form, task, model, message):
   with pytest.raises(ConvertError, match=message):
