@@ -37,7 +37,8 @@ def of(weights: Weights, format: str) -> Weights:
     image["pool_type"] = "none"
     params = Tensors({n.removeprefix(_TEACHER): params.lazy(n) for n in params
                       if n.startswith(_TEACHER)})
-  image.setdefault("pool_type", "tok")
+  # The defaults of these models; that of towers is another activation.
+  image = {"pool_type": "tok", "act": "gelu", **image}
   several = format == "transformers" and weights.task != "classify" and image["pool_type"] == "tok"
   for key, value in (("num_cls", 1), ("posemb_type", "learn")):
     if image.get(key, value) != value and not (key == "num_cls" and several):

@@ -69,6 +69,7 @@ def test_a_round_trip_keeps_every_bit_and_says_what_it_is(tmp_path, form, name, 
   image = {k: tuple(v) if isinstance(v, list) else v for k, v in model["image"].items()
            if "decoder" not in k}
   assert {k: once.model["image"][k] for k in image} == image
+  assert once.model["image"]["act"] == "gelu", "what these models have if nothing is said"
   np.testing.assert_allclose(once.input["mean"], [0.1, 0.2, 0.3])
   if becomes == "classify":
     assert once.model["feature"] == model.get("feature", "mean")
@@ -95,7 +96,8 @@ def test_what_one_library_keeps_goes_to_the_other_and_to_npz(tmp_path):
   ("L/16", 224, False, None)])
 def test_a_published_size_has_its_name_in_timm(name, pixels, token, there):
   image = vit.variant(name) | dict(image_size=pixels, pool_type="tok" if token else "none")
-  assert timm_encoders.architecture(image | {"act": "gelu"}) == there
+  image["act"] = "gelu"
+  assert timm_encoders.architecture(image) == there
   model = convert.Weights(Tensors({}), ours.ENCODER, {"image": image})
   config = timm_encoders.config(model)
   assert ("model_args" in config) == (there is None)
