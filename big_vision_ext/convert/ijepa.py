@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 
 from big_vision_ext.convert import (
-  EXPORT_FILE, Weights, files, ours, siglip, tables, vit_mae, vit_tables
+  EXPORT_FILE,
+  Weights,
+  files,
+  ours,
+  siglip,
+  tables,
+  vit_mae,
+  vit_tables,
 )
 from big_vision_ext.convert.lazy import ConvertError, Lazy, Tensors, of
 

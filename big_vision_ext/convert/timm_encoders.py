@@ -11,7 +11,15 @@ import pathlib
 from typing import Any
 
 from big_vision_ext.convert import (
-  Weights, encoders, files, ours, siglip, tables, timm, timm_vits, vit_tables
+  Weights,
+  encoders,
+  files,
+  ours,
+  siglip,
+  tables,
+  timm,
+  timm_vits,
+  vit_tables,
 )
 from big_vision_ext.convert.lazy import ConvertError, Tensors
 

@@ -14,7 +14,7 @@ from big_vision_ext.convert import ijepa as ijepa_format
 from big_vision_ext.convert import lazy, ours, tables, vit_mae, vit_tables
 from big_vision_ext.core import trees
 from big_vision_ext.models import ijepa, mae
-from big_vision_ext.objectives import masks, mim, multiblock
+from big_vision_ext.objectives import masks, multiblock
 from tests.models import tiny_vit
 from tests.oracles import harness
 
