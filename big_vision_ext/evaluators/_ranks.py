@@ -39,7 +39,8 @@ def best_ranks(
     low, high = np.searchsorted(pairs[:, 0], [start, start + step])
     at = pairs[low:high, 0] - start, pairs[low:high, 1]
     best = np.full(len(similarity), -np.inf, similarity.dtype)
-    np.maximum.at(best, at[0], similarity[at])
+    with np.errstate(invalid="ignore"):
+      np.maximum.at(best, at[0], similarity[at])
     similarity[at] = -np.inf
     # Not `>=`, which is false of a NaN on either side: what is not clearly behind is ahead.
     ahead = np.sum(~(similarity < best[:, None] - TIE), axis=1)

@@ -110,7 +110,7 @@ def test_rows_vary_in_colour_with_the_position_alone_and_nothing_else_moves(make
   (dict(jitter=(0.8, 0.8, 0.8, 0.6)), "hue up to 0.5"),
   (dict(jitter=(0.8, -0.1, 0.8, 0.1)), "input.jitter"),
   (dict(jitter="strong"), "input.jitter is 'strong'"),
-  (dict(jitter=(0.1,) * 4, tiles=4), "with input.tiles=4"),
+  (dict(jitter=(0.1,) * 4, tiles=4, view_size=700), "with input.tiles=4"),
   (dict(jitter_share=1.2), "input.jitter_share is 1.2"),
 ])
 def test_settings_that_cannot_be_are_errors(changes, says):

@@ -84,19 +84,21 @@ def depth_by_definition(key, grid, area, aspect):
   ratio = aspect[0] + draws[0] * (aspect[1] - aspect[0])
   height = min((area * ratio) ** 0.5, grid[0])
   width = min(area / height, grid[1])
-  top, left = draws[1] * (grid[0] - height), draws[2] * (grid[1] - width)
+  # At either end with the chance of a whole place.
+  top, left = (min(max(u * (n - side + 1) - 0.5, 0), n - side)
+               for u, n, side in zip(draws[1:], grid, (height, width)))
   depth = np.array([[min(y + 0.5 - top, top + height - y - 0.5, x + 0.5 - left,
                          left + width - x - 0.5) for x in range(grid[1])] for y in range(grid[0])])
   noise = np.float64(jax.random.uniform(keys[3], (grid[0] * grid[1],)))
   return depth.reshape(-1) + 1e-4 * noise
 
 
-@pytest.mark.parametrize("name, seed", [("square", 0), ("square", 1), ("flat", 2), ("tight", 3)])
+@pytest.mark.parametrize("name, seed", [("square", 0), ("flat", 2)])
 def test_blocks_are_those_of_the_definition_in_float64(name, seed):
   """Rectangle by rectangle and token by token; sizes and places drawn as the module says."""
   grid, k, m = GRIDS[name]
   keys = masks.sample_keys(jax.random.key(seed), 3)
-  got = jax.device_get(multiblock.make(keys, grid, k, 4, m))
+  got = jax.device_get(jax.jit(lambda keys: multiblock.make(keys, grid, k, 4, m))(keys))
   total = grid[0] * grid[1]
   for key, context, target in zip(keys, *got):
     of_targets, of_context, of_rest = jax.random.split(key, 3)
@@ -121,7 +123,7 @@ def test_blocks_lie_where_the_published_sampler_puts_them():
   how often a token is in a target, and seen, is nearly the same for each token."""
   grid, k, m = GRIDS["square"]
   rng = np.random.default_rng(0)
-  n = 1500
+  n = 800
   covered, seen = np.zeros(grid), np.zeros(grid)
   for _ in range(n):
     hidden = np.zeros(grid, bool)
@@ -142,7 +144,7 @@ def test_blocks_lie_where_the_published_sampler_puts_them():
     masks.sample_keys(jax.random.key(5), n)))
   ours_covered = np.bincount(drawn.target.ravel(), minlength=256).reshape(grid) / (4 * n)
   ours_seen = np.bincount(drawn.context.ravel(), minlength=256).reshape(grid) / n
-  # A rectangle on whole places reaches the rim a little more often than one on real ones.
-  assert np.abs(ours_covered - covered).max() < 0.06 and covered.max() > 0.3
+  # A mean of 3,200 draws is off by 0.009 at most, one time in a thousand; sizes are constant here.
+  assert np.abs(ours_covered - covered).max() < 0.04 and covered.max() > 0.3
   assert np.corrcoef(ours_covered.ravel(), covered.ravel())[0, 1] > 0.99
   assert np.corrcoef(ours_seen.ravel(), seen.ravel())[0, 1] > 0.95
