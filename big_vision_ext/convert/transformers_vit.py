@@ -146,6 +146,9 @@ def _config(weights: Weights, kind: str) -> dict[str, Any]:
   mlp = {"intermediate_size": image["mlp_dim"]}
   if kind == "pixio":
     ratio, rest = divmod(image["mlp_dim"], image["width"])
+    if len(set(size)) > 1 or len(set(patch)) > 1:
+      raise ConvertError(f"image_size={list(size)}, patch_size={list(patch)}: PixioModel takes "
+                         "squares only; export as npz")
     if rest:
       raise ConvertError(f"model.image.mlp_dim={image['mlp_dim']}: PixioModel's is a multiple of "
                          f"its width, {image['width']}; export as npz")

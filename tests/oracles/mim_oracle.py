@@ -163,8 +163,8 @@ def pixio(p, images, visible, target, case):
   n = p["decoder_pos_embed"].shape[1] - count
   # Every place has a mask token, but for those that are seen.
   x = p["mask_token"].expand(len(y), n, -1).clone()
-  for row, at, tokens in zip(x, visible, y[:, count:]):
-    row[at] = tokens
+  for i, at in enumerate(visible):
+    x[i, at] = y[i, count:]
   x = torch.cat([y[:, :count], x], 1) + p["decoder_pos_embed"]
   x = blocks(p, "decoder_blocks", x, case["decoder_heads"])[-1]
   x = linear(p, "decoder_pred", norm(p, "decoder_norm", x))[:, count:]

@@ -36,7 +36,8 @@ LOADED = {
   "hf-cls": ("transformers", "classify", {"image": IMAGE, "num_classes": 7, "feature": "cls"}),
   "hf-ijepa": ("transformers", "ijepa", IJEPA),
   "hf-vit": ("transformers", ours.ENCODER, {"image": IMAGE | dict(pool_type="tok")}),
-  "hf-pixio": ("transformers", "mae", {"image": IMAGE | DECODER | dict(num_cls=4)}),
+  # Which library takes squares only.
+  "hf-pixio": ("transformers", "mae", {"image": IMAGE | DECODER | dict(num_cls=4, image_size=32)}),
 }
 MADE = {
   "made-timm-mae": dict(peer="timm", architecture="vit_base_patch16_224.mae",
@@ -50,7 +51,7 @@ MADE = {
   "made-hf-ijepa": {"peer": "transformers", "class": "IJepaModel", "model": _HF},
   "made-hf-pixio": {"peer": "transformers", "class": "PixioModel", "model": {
     **{k: v for k, v in _HF.items() if k != "intermediate_size"}, "mlp_ratio": 2,
-    "n_cls_tokens": 4}},
+    "n_cls_tokens": 4, "image_size": 32}},
 }
 
 
@@ -65,8 +66,9 @@ def drawn(name):
   return convert.Weights(lazy.Tensors(params), task, model, known)
 
 
-def pixels():
-  return np.random.default_rng(3).integers(0, 256, (3, 32, 48, 3), np.uint8)
+def pixels(name=""):
+  shape = (3, 32, 32 if "pixio" in name else 48, 3)
+  return np.random.default_rng(3).integers(0, 256, shape, np.uint8)
 
 
 def normalised(x):
@@ -86,20 +88,20 @@ def peer(folders):
     convert.write(library, folders / name, drawn(name))
     extra = {"extra": {"add_pooling_layer": False}} if name == "hf-vit" else {}
     settings.append(dict(kind="load", name=name, peer=library, folder=str(folders / name),
-                         images="images", **extra))
+                         images="square" if "pixio" in name else "images", **extra))
   for i, (name, case) in enumerate(MADE.items()):
     settings.append(case | dict(kind="make", name=name, folder=str(folders / name), seed=i,
-                                images="images"))
+                                images="square" if "pixio" in name else "images"))
   convert.write("ijepa", folders / "facebook", drawn("timm-ijepa"))
   settings.append(dict(kind="wrap", file=str(folders / "facebook/model.safetensors"),
                        to=str(folders / "epoch.pth.tar")))
   return harness.run("encoders_oracle.py", env="siglip", settings=settings,
-                     arrays={"images": normalised(pixels())})
+                     arrays={"images": normalised(pixels()), "square": normalised(pixels("pixio"))})
 
 
-def forward(weights):
+def forward(name, weights):
   """(params) -> what our model makes of the images: logits, or tokens with class tokens first."""
-  image, x = dict(weights.model["image"]), pixels()
+  image, x = dict(weights.model["image"]), pixels(name)
   grid, extra = ours.grid(image), {}
   image = {k: v for k, v in image.items() if k != "image_size"} | {"posemb_grid": grid}
   if weights.task == "classify":
@@ -116,11 +118,10 @@ def forward(weights):
 
   def tokens(params):
     whole = trees.nest(trees.flatten(params) | extra)
-    y, _ = model.apply({"params": whole}, model_input(x), method=lambda m, x: m.encode(
-      m.embed_visible(x, None)))
+    y, _ = model.apply(
+      {"params": whole}, x, method=lambda m, x: m.encode(m.embed_visible(x, None)))
     return y
 
-  model_input = np.asarray
   return tokens
 
 
@@ -129,7 +130,7 @@ def test_tokens_logits_and_gradients_agree(peer, folders, name):
   weights = convert.read(folders / name)
   assert weights.task == ("classify" if "cls" in name or "mean" in name else ours.ENCODER)
   params = trees.nest({n: weights.params[n] for n in weights.params})
-  run = forward(weights)
+  run = forward(name, weights)
 
   def loss(params):
     out = run(params)
