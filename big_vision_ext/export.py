@@ -4,10 +4,13 @@ Writes a folder that another library loads, with a card (README.md) that says wh
 
 - `npz`            big_vision's naming, for big_vision, open_clip's converter and this project
 - `ps3_torch`      `PS3Model.from_pretrained(E)` of ps3-torch; models of task "ps3"
-- `transformers`   `SiglipModel.from_pretrained(E)`, and `ViTMAEForPreTraining` of task "mae"
-- `timm`           the image tower of task "siglip", for `timm.create_model`
+- `transformers`   `SiglipModel.from_pretrained(E)`; `ViTMAEForPreTraining` of task "mae",
+                   `ViTForImageClassification` of "classify", `IJepaModel` of "ijepa"
+- `timm`           for `timm.create_model`: the image tower of task "siglip", the encoder of "mae"
+                   and of "ijepa", a classifier of "classify"
 - `open_clip`      both towers of it, for `open_clip.create_model_from_pretrained`
 - `mae`            facebookresearch/mae's state dict; models of task "mae"
+- `ijepa`          facebookresearch/ijepa's state dicts; models of task "ijepa"
 - `focusmim`       RobinWeiler/FocusMIM's state dict; models of task "focusmim"
 - `stablehlo`      the encoder as a program that any jax runs; models of task "ps3" (`serialize.py`)
 

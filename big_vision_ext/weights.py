@@ -24,7 +24,7 @@ from big_vision_ext.convert.lazy import Lazy, Tensors, of
 from big_vision_ext.core import checkpoint, initial, trees
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core.workdir import EVALUATION_FILE
-from input_pipeline import input_config, text
+from input_pipeline import input_config, labels, text
 
 # What concerns the training of towers and not what they compute.
 _TRAINING_FIELDS = ("scan", "remat_policy", "dtype", "param_dtype", "dropout", "drop_path",
@@ -79,6 +79,11 @@ def load(source: str | os.PathLike, step: int | None = None) -> Loaded:
     raise convert.ConvertError(
         f"{source}: its arrays are not those of a whole model (a pair of towers, img/ and txt/, or "
         "a PS3 model), which is needed here; as a start of training they are fine (config.init)")
+  if weights.task == ours.ENCODER:
+    raise convert.ConvertError(
+        f"{source}: holds an encoder alone, without decoder, predictor or head, and a whole model "
+        "is needed here; as a start of training it is fine (config.init, e.g. "
+        "configs/mim/finetune.py:init=...)")
   if weights.task == "siglip" and weights.model.get("text") is None:
     raise convert.ConvertError(f"{source}: holds an image tower alone and a pair of towers is "
                                "needed here; as a start of training it is fine (config.init)")
@@ -105,6 +110,8 @@ def read(source: str | os.PathLike, step: int | None = None) -> convert.Weights:
   settings = config_lib.build(input_config.InputConfig, config.input, "config.input")
   seen = {k: getattr(settings, k) for k in ("image_size", "resize", "tokenizer", "text_len",
                                             "canonicalize")}
+  seen |= {"eval_crop": settings.eval_crop} if settings.eval_crop else {}
+  seen |= _class_names(settings)
   towers = model["image"] if "mean" in model["image"] else model
   seen |= {k: towers[k] for k in ("mean", "std") if k in towers}
   seen |= getattr(tasks.make(config.task, config.model), "normalisation", {})
@@ -126,6 +133,8 @@ def describe(task_name: str, model: Mapping[str, Any]) -> dict[str, Any]:
     raise convert.ConvertError(f"task {task_name!r} has no weight formats; expected one of "
                                f"{', '.join(ours.TASKS)}")
   image = _fields(task.vision)
+  for key in getattr(task, "follows", ()):
+    del image[key]
   out = {k: v for k, v in config_lib.to_dict(task.config).items() if k not in _NOT_OF_MODELS}
   if task_name != "ps3":
     # The task wants the size; the grid follows from it.
@@ -236,6 +245,18 @@ def _flat_starts(starts: list[dict]) -> list[dict]:
     out.append({k: v for k, v in start.items() if k != "init"})
     out += _flat_starts(start.get("init") or [])
   return out
+
+
+def _class_names(settings: input_config.InputConfig) -> dict[str, list[str]]:
+  """The names of the classes in their order, if no split has to be read through for them."""
+  listed = not isinstance(settings.classes, str) or settings.classes.endswith(".txt")
+  if not settings.num_classes or not listed:
+    return {}
+  try:
+    return {"classes": list(labels.classes(settings))}
+  except input_config.InputError as error:
+    logging.warning("%s The names of the classes are not exported.", error)
+    return {}
 
 
 def _token_ids(seen: Mapping[str, Any]) -> dict[str, int]:

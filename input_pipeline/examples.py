@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import images, pictures, randaugment, records, text, tiles, transforms
+from input_pipeline import (
+  foreground,
+  images,
+  jitter,
+  pictures,
+  randaugment,
+  records,
+  text,
+  tiles,
+  transforms,
+)
 from input_pipeline.input_config import InputConfig
 
 
@@ -22,7 +32,8 @@ class LabelError(ValueError):
 
 
 # What makes a record unusable; each carries the `reason` it is counted under.
-UNUSABLE = (records.RecordError, images.ImageError, transforms.CaptionError, LabelError)
+UNUSABLE = (records.RecordError, images.ImageError, transforms.CaptionError, LabelError,
+            foreground.ForegroundError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +62,12 @@ class ExampleMaker:
   def __init__(self, config: InputConfig, classes: Sequence[str] = ()):
     self._config = config
     self._number = {name: i for i, name in enumerate(classes)}
+    self._jitter = self._foreground = None
+    if config.jitter:
+      self._jitter = jitter.ColorJitter(*config.jitter, config.jitter_share)
+    if config.foreground:
+      self._foreground = foreground.Foreground(
+        config.foreground, config.foreground_missing, config.foreground_soft, config.resize)
     self._augment = randaugment.parse(config.augment) if config.augment else None
     self._tokenizer = text.make_tokenizer(config.tokenizer)
     self._cache = ImageCache(config.cache_mb << 20)
@@ -62,6 +79,8 @@ class ExampleMaker:
     extra = {}
     if self._config.num_classes and not whole:
       extra["label"] = np.empty((rows,), np.int32)
+    if self._foreground and not whole:
+      extra["foreground"] = np.empty((rows, size, size), np.float32)
     if not self._config.captions and not whole:
       return extra | {"image": images.empty((rows, size, size, 3))}
     if count and not whole:
@@ -102,7 +121,7 @@ class ExampleMaker:
       where: name of the record, for messages.
 
     Raises:
-      CaptionError, ImageError, LabelError: the record cannot be used.
+      CaptionError, ForegroundError, ImageError, LabelError: the record cannot be used.
     """
     config = self._config
     if config.num_classes:
@@ -114,7 +133,10 @@ class ExampleMaker:
     )
     if not config.captions:
       crop = transforms.random_crop(rng, *size, **shape, clamp=config.crop_clamp)
-      self._write_picture(batch, row, picture, crop, rng)
+      mirrored = self._write_picture(batch, row, picture, crop, rng)
+      if self._foreground:
+        found = self._foreground.weights(sample, crop, config.image_size, where)
+        batch["foreground"][row] = found[:, ::-1] if mirrored else found
       return
     drawn = self.draw(sample, rng, where)
     captions = [(drawn.region, drawn.caption)]
@@ -162,6 +184,8 @@ class ExampleMaker:
     mirrored = self._config.flip and bool(rng.random() < 0.5)
     if mirrored:
       out[:] = out[:, ::-1].copy()
+    if self._jitter:
+      out[:] = self._jitter(out, rng)
     if self._augment:
       out[:] = self._augment(out, rng)
     return mirrored

@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from input_pipeline import images, randaugment, records
+from input_pipeline import foreground, images, randaugment, records
 from input_pipeline.mixture import Member
 
 
@@ -43,6 +43,14 @@ class InputConfig:
     flip: mirror half of the training images, with their boxes.
     augment: what else happens to training images, e.g. "rand-m9-mstd0.5-inc1"; see
       `randaugment.parse`. "" for nothing.
+    jitter: how much brightness, contrast, saturation and hue of training images vary, four numbers,
+      e.g. (0.8, 0.8, 0.8, 0.2); see `jitter.ColorJitter`. () for not at all.
+    jitter_share: share of the training images whose colours vary.
+    foreground: batches carry "foreground" (b, S, S), float32 in 0..1, how much each pixel of a
+      training image belongs to something: by the record's "boxes" or its "mask"; "" ships none.
+    foreground_missing: records that have none, or too little, get "ones" everywhere, or are left
+      out ("skip").
+    foreground_soft: width of the slope over a box's edge, as a share of the box's side.
     crop_clamp: a training crop that was drawn too wide or too tall is cut down to the image, and
       not drawn again (the random crop of TensorFlow models, and of MAE's linear probe).
     eval_crop: evaluate on the square in the middle whose side is this share of the image's shorter
@@ -78,6 +86,11 @@ class InputConfig:
   captions: bool = True
   flip: bool = False
   augment: str = ""
+  jitter: Sequence[float] = ()
+  jitter_share: float = 1.0
+  foreground: str = ""
+  foreground_missing: str = "ones"
+  foreground_soft: float = 0.1
   crop_clamp: bool = False
   eval_crop: float = 0.0
   num_classes: int = 0
@@ -100,7 +113,9 @@ class InputConfig:
         raise InputError(f"input.{name} is {value!r}, expected a whole number of at least {low}.")
     self._check_tiles()
     self._check_pictures()
-    for name in ("global_share", "max_skip_share", "eval_crop"):
+    self._check_jitter()
+    self._check_foreground()
+    for name in ("global_share", "max_skip_share", "eval_crop", "jitter_share", "foreground_soft"):
       value = getattr(self, name)
       if not _is_number(value) or not 0 <= value <= 1:
         raise InputError(f"input.{name} is {value!r}, expected a share between 0 and 1.")
@@ -141,6 +156,38 @@ class InputConfig:
       raise InputError(
         f"input.classes is {self.classes!r}, expected a split, a file that ends in .txt, or the "
         "names of the classes."
+      )
+
+  def _check_jitter(self) -> None:
+    values = self.jitter
+    listed = isinstance(values, Sequence) and not isinstance(values, str)
+    good = listed and len(values) in (0, 4) and all(_is_number(v) and v >= 0 for v in values)
+    if not good or (values and values[3] > 0.5):
+      raise InputError(
+        f"input.jitter is {values!r}, expected four numbers of at least 0 (brightness, contrast, "
+        "saturation, and hue up to 0.5), or () for none."
+      )
+    if values and self.tiles:
+      raise InputError(
+        f"input.jitter is {values!r} with input.tiles={self.tiles}: the view and its tiles would "
+        "vary each for itself. Set input.tiles=0."
+      )
+
+  def _check_foreground(self) -> None:
+    kinds, missing = ("", *foreground.KINDS), ("ones", "skip")
+    if self.foreground not in kinds:
+      raise InputError(
+        f"input.foreground is {self.foreground!r}, expected 'boxes', 'mask', or '' for none."
+      )
+    if self.foreground_missing not in missing:
+      raise InputError(
+        f"input.foreground_missing is {self.foreground_missing!r}, expected one of {missing}."
+      )
+    if self.foreground and (self.captions or self.augment):
+      raise InputError(
+        f"input.foreground is {self.foreground!r} with captions={self.captions}, augment="
+        f"{self.augment!r}: it is for pictures alone, and augment would move what it speaks of. "
+        "Set input.captions=False and input.augment=''."
       )
 
   def _check_tiles(self) -> None:

@@ -76,7 +76,8 @@ def train_stream(
     chosen one first. If tiles > 0, "image" is the view (b, V, V, 3), and there are {"tiles": uint8
     (b, tiles, T, T, 3), "tile_at": int32 (b, tiles)}: tiles of the S x S image and their places in
     its raster, -1 where there is none. If num_classes > 0, there is {"label": int32 (b,)}. With
-    captions=False, "image" and "label" are all.
+    captions=False, "image", "label" and, if it is asked for, "foreground" (b, S, S) float32 are
+    all.
 
   Raises:
     InputError, DatasetError, TokenizerError: at once, if it cannot start.

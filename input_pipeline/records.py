@@ -57,6 +57,8 @@ class Sample:
     label: name of the class the image belongs to, if it has one; for evaluation.
     captions: captions of the whole image one by one, where it has several; for evaluation.
     pyramid: the image as tiles of several sizes, in place of the file.
+    mask: an encoded grey image of the size of the displayed one, white where there is foreground;
+      empty where there is none.
   """
 
   id: str
@@ -70,6 +72,7 @@ class Sample:
   label: str | None = None
   captions: list[str] = dataclasses.field(default_factory=list)
   pyramid: pyramid_lib.Pyramid | None = None
+  mask: bytes = b""
 
 
 def encode_sample(sample: Sample) -> bytes:
@@ -96,6 +99,7 @@ def encode_sample(sample: Sample) -> bytes:
   # and readers of this version that know neither ignore them.
   fields |= {"label": sample.label} if sample.label is not None else {}
   fields |= {"captions": list(sample.captions)} if sample.captions else {}
+  fields |= {"mask": sample.mask} if sample.mask else {}
   _sample_from(fields, "the sample to be written")
   try:
     return msgpack.packb(fields, use_bin_type=True)
@@ -153,7 +157,7 @@ _FIELDS = {
 }
 # What holds the pixels, by version.
 _PIXELS = {VERSION: {"image": bytes}, PYRAMID_VERSION: {"pyramid": dict}}
-_OPTIONAL = {"label": str, "captions": list}
+_OPTIONAL = {"label": str, "captions": list, "mask": bytes}
 
 
 def _known() -> str:
@@ -225,6 +229,7 @@ def _sample_from(fields: Mapping[str, Any], where: str) -> Sample:
     source=fields["source"],
     label=label,
     captions=list(captions),
+    mask=fields.get("mask", b""),
   )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from big_vision_ext import convert, export, serialize, weights
-from big_vision_ext.convert import files
+from big_vision_ext.convert import files, npz
 from big_vision_ext.core import checkpoint, trees
 from tests.convert import cases
 
@@ -121,6 +121,33 @@ def test_damaged_and_absent_weights_are_named(run, tmp_path, capsys):
   assert export.main(["--weights", str(tmp_path / "e"), "--format", "npz",
                       "--out", str(tmp_path / "f")]) == 2
   assert "model.safetensors" in (error := capsys.readouterr().err) and "truncated" in error
+
+
+def test_a_fine_tuned_classifier_takes_the_names_of_its_classes_along(tmp_path):
+  """Of a run with stacked blocks, whose config names the classes and looks at the middle square."""
+  model = {"image": dict(width=24, depth=2, mlp_dim=40, num_heads=3, patch_size=8, image_size=32,
+                         scan=True), "num_classes": 3}
+  described = weights.describe("classify", model)
+  params = cases.weights("classify", described).params
+  stacked = npz.scan_layout(convert.Tensors(params))
+  checkpoints = checkpoint.Checkpoints(tmp_path / "run")
+  state = {"params": jax.tree.map(jnp.asarray, trees.nest({n: stacked[n] for n in stacked})),
+           "step": jnp.int32(2)}
+  names = ["ash", "beech", "cedar"]
+  checkpoints.save(2, state, {"config": {
+    "task": "classify", "model": model, "total_steps": 2, "batch_size": 8,
+    "input": {"data": "nowhere", "image_size": 32, "captions": False, "num_classes": 3,
+              "classes": names, "eval_crop": 0.875}}})
+  checkpoints.wait()
+  checkpoints.close()
+  argv = ["--workdir", str(tmp_path / "run"), "--format", "timm", "--out", str(tmp_path / "E")]
+  assert export.main(argv) == 0
+  config = json.loads((tmp_path / "E/config.json").read_text())
+  assert config["label_names"] == names and config["pretrained_cfg"]["crop_pct"] == 0.875
+  card = (tmp_path / "E/README.md").read_text()
+  assert "ash, beech, cedar" in card and "the square in the middle whose side is 0.875" in card
+  cases.assert_same(convert.read(tmp_path / "E").params, params)
+  assert export.main([*argv[:2], "--format", "transformers", "--out", str(tmp_path / "F")]) == 2
 
 
 PROGRAM = """

@@ -139,6 +139,9 @@ class TestInit:
       # Of a width whose number of heads is known, as its files do not tell it.
       task, model = "mae", cases.MAE | {"image": cases.MAE["image"] | dict(width=192, num_heads=3)}
       found = cases.weights(task, model)
+    if format == "ijepa":
+      task, model = "ijepa", cases.IJEPA
+      found = cases.weights(task, model)
     convert.write(format, tmp_path / "e", found)
     if scan:
       model = model | {k: {**model[k], "scan": True} for k in ("image", "text") if k in model}

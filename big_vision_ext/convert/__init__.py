@@ -17,7 +17,7 @@ from big_vision_ext.convert.lazy import BFLOAT16, ConvertError, Lazy, Tensors
 
 __all__ = ["DTYPES", "FORMATS", "ConvertError", "Tensors", "Weights", "detect", "read", "write"]
 
-FORMATS = ("npz", "ps3_torch", "transformers", "mae", "focusmim", "timm", "open_clip")
+FORMATS = ("npz", "ps3_torch", "transformers", "mae", "ijepa", "focusmim", "timm", "open_clip")
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16)}
 # Beside the weights of every export: what formats cannot say, and that we wrote the folder.
 EXPORT_FILE = "export.json"
@@ -31,10 +31,10 @@ class Weights:
   Attributes:
     params: our slash names -> arrays, blocks of encoders one by one; a `Tensors` reads an array
       when it is asked for.
-    task: one of `ours.TASKS`; "" if it cannot be told.
+    task: one of `ours.TASKS`, `ours.ENCODER` for an encoder alone; "" if it cannot be told.
     model: the `config.model` that builds the task, sizes written out.
     input: what is known of preprocessing: image_size, mean, std, resize, tokenizer, text_len,
-      canonicalize; {} if nothing is.
+      canonicalize, eval_crop, and the names of the classes; {} if nothing is.
     meta: format, source, and whatever a card should tell: data, metrics, licence, init, step.
   """
 
@@ -132,8 +132,9 @@ def write(format: str, out_dir: str | os.PathLike, weights: Weights, *,
   building = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
   try:
     module = _module(format)
-    module.write(building, weights, shard_bytes=shard_bytes, progress=progress, final=out,
-                 **options)
+    # A format may hold a part of a model only, and says so.
+    weights = module.write(building, weights, shard_bytes=shard_bytes, progress=progress,
+                           final=out, **options) or weights
     note = {"kind": EXPORT_KIND, "version": 1, "format": format, "task": weights.task,
             "model": weights.model, "input": tokenizer_files.within(building, weights.input),
             "meta": weights.meta}

@@ -5,9 +5,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from big_vision_ext.convert import ours
+
 TITLES = {
     "npz": "big_vision's naming, one npz file", "ps3_torch": "ps3-torch (PyTorch)",
     "transformers": "transformers (PyTorch)", "mae": "facebookresearch/mae (PyTorch)",
+    "ijepa": "facebookresearch/ijepa (PyTorch)",
     "focusmim": "RobinWeiler/FocusMIM (PyTorch)", "timm": "timm (PyTorch)",
     "open_clip": "open_clip (PyTorch)"}
 _TASKS = {
@@ -18,7 +21,12 @@ _TASKS = {
     "mae": "a masked autoencoder: a vision transformer that encodes the visible patches of an "
            "image and a decoder that predicts the others (arXiv 2111.06377)",
     "focusmim": "a FocusMIM model: a convolutional autoencoder that predicts hidden pixels (arXiv "
-                "2404.08526)"}
+                "2404.08526)",
+    "classify": "an image classifier: a vision transformer with a linear head",
+    "ijepa": "an I-JEPA model: a vision transformer, the teacher that follows it, and a predictor "
+             "of the teacher's features of hidden blocks (arXiv 2301.08243)",
+    ours.ENCODER: "the encoder of a masked model or of a classifier: a vision transformer without "
+                  "a head"}
 
 
 def text(format: str, weights: Any, folder: pathlib.Path, module: Any) -> str:
@@ -69,13 +77,20 @@ def _preprocessing(weights: Any) -> str:
   size = seen.get("image_size") or (image.get("scales") or [image.get("image_size")])[-1]
   height, width = size if isinstance(size, Sequence) else (size, size)
   mean, std = (seen.get(k, weights.model.get(k, image.get(k, 0.5))) for k in ("mean", "std"))
-  how = {"bicubic": "antialiased bicubic", "fast": "area averaging when it gets smaller"}
-  resize = how.get(seen.get("resize", "bicubic"), seen.get("resize"))
+  ways = {"bicubic": "antialiased bicubic", "fast": "area averaging when it gets smaller"}
+  resize = ways.get(seen.get("resize", "bicubic"), seen.get("resize"))
+  how = f"resized to {width} x {height} px without keeping the aspect ratio ({resize})"
+  if middle := seen.get("eval_crop"):
+    how = (f"the square in the middle whose side is {middle:g} of the shorter side, resized to "
+           f"{width} x {height} px ({resize})")
   lines = [
-      f"Images: RGB, resized to {width} x {height} px without keeping the aspect ratio ({resize}), "
-      f"divided by 255, then (x - mean) / std with mean {_short(mean)} and std {_short(std)}."]
+      f"Images: RGB, {how}, divided by 255, then (x - mean) / std with mean {_short(mean)} and std "
+      f"{_short(std)}."]
   if image.get("scales"):
     lines.append(f"The model makes its scales {list(image['scales'])} px of that itself.")
+  if names := seen.get("classes"):
+    listed = ", ".join(map(str, names)) if len(names) <= 100 else "listed in export.json"
+    lines.append(f"Classes, in the order of the scores: {listed}.")
   length = (weights.model.get("text") or {}).get("text_len")
   if length:
     clean = ", in the canonical form of `input_pipeline.text.canonicalize` (lower case, no "
@@ -116,7 +131,8 @@ def _licences(meta: Mapping[str, Any]) -> str:
             "states the terms.")
   return "\n".join(lines) + ("\n\nTerms of weights usually hold for what is trained from them. "
                              "SigLIP and SigLIP 2 were published under Apache-2.0; NVIDIA's PS3 "
-                             "weights under a licence for non-commercial research.")
+                             "weights under a licence for non-commercial research, MAE's and "
+                             "I-JEPA's under CC-BY-NC 4.0.")
 
 
 def _short(values: Any) -> str:

@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 
 def read_tensors(path: str | os.PathLike) -> Tensors:
-  """The arrays of a file: .safetensors, .safetensors.index.json, .npz, .pt, .pth or .bin.
+  """The arrays of a file: .safetensors, .safetensors.index.json, .npz, .pt, .pth, .pth.tar or .bin.
 
   Raises:
     ConvertError: no such file, another kind of file, or a truncated or damaged one.
@@ -48,7 +48,7 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
   if path.name.endswith(".index.json"):
     return _read_shards(path)
   readers = {".safetensors": read_safetensors, ".npz": read_npz, ".pt": torch_zip.read,
-             ".pth": torch_zip.read, ".bin": torch_zip.read}
+             ".pth": torch_zip.read, ".bin": torch_zip.read, ".tar": torch_zip.read}
   if path.suffix not in readers:
     raise ConvertError(f"{path}: expected a file of weights, one of {', '.join(readers)} or "
                        ".safetensors.index.json")

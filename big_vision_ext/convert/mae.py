@@ -1,9 +1,9 @@
 """How does facebookresearch/mae keep a model? Encoder and decoder, one state dict.
 
 Read are its `.pth` files (a dict with the state under "model") and safetensors with its names, with
-the decoder: those without one are the encoder alone, which timm's format reads. A file does not say
-whether its targets were normalised: we say they were (the `*_full` files), unless our export beside
-it says otherwise; those called `visualize` predict plain pixels.
+the decoder: those without one are the encoder alone or a classifier, which timm's format reads. A
+file does not say whether its targets were normalised: we say they were (the `*_full` files), unless
+our export beside it says otherwise; those called `visualize` predict plain pixels.
 """
 
 import pathlib

@@ -12,7 +12,10 @@ from big_vision_ext.convert.lazy import ConvertError
 Shapes = dict[str, tuple[int, ...]]
 
 # Tasks whose weights can be written in some format.
-TASKS = ("siglip", "ps3", "mae", "focusmim")
+TASKS = ("siglip", "ps3", "mae", "focusmim", "classify", "ijepa")
+# A vision transformer with its final norm and nothing else, as other libraries keep the encoder of
+# a masked model. It is a start of training and no task; the names are those it has in `mae`.
+ENCODER = "encoder"
 # May be absent in a file of a pair of towers: not every library keeps them with the weights.
 OPTIONAL = ("t", "b")
 
@@ -21,22 +24,24 @@ def shapes(task: str, model: Mapping[str, Any]) -> Shapes:
   """All arrays of a model, {name: shape}.
 
   Args:
-    task: one of `TASKS`.
+    task: one of `TASKS`, or `ENCODER`.
     model: the task's settings with sizes written out: of `image` width, depth, mlp_dim, num_heads,
       patch_size and posemb_grid or image_size; of `text` the first four, vocab_size, text_len and,
-      if it differs from the width of image vectors, out_dim; of PS3 also scales. What has a
-      default in the models has the same here. `text` may be None, for an image tower alone.
+      if it differs from the width of image vectors, out_dim; of PS3 also scales; of a classifier
+      num_classes. What has a default in the models has the same here. `text` may be None, for an
+      image tower alone.
 
   Raises:
     ConvertError: another task, or a size that is not given.
   """
-  if task not in TASKS:
+  if task not in (*TASKS, ENCODER):
     raise ConvertError(f"task {task!r} has no weight formats; expected one of {', '.join(TASKS)}")
   image = _part(model, "image")
-  if task == "mae":
-    return _masked_autoencoder(image)
-  if task == "focusmim":
-    return _conv_autoencoder(image)
+  alone = {"mae": _masked_autoencoder, "focusmim": _conv_autoencoder, ENCODER: vit_encoder}
+  if task in alone:
+    return alone[task](image)
+  if task in ("classify", "ijepa"):
+    return _classifier(model) if task == "classify" else _joint_embedding(model)
   out = _under("img/", image_tower(image))
   if task == "siglip" and "text" in model and model["text"] is None:
     return out
@@ -78,6 +83,13 @@ def image_tower(spec: Mapping[str, Any]) -> Shapes:
   if classes := spec.get("num_classes", 0):
     out |= _dense("head", d, classes)
   return out
+
+
+def vit_encoder(spec: Mapping[str, Any]) -> Shapes:
+  """Arrays of the encoder of a masked model or a classifier; class tokens have positions."""
+  spec = {"pool_type": "tok", **spec}
+  out = image_tower(spec)
+  return out | ({"cls_pos_embedding": out["cls"]} if "cls" in out else {})
 
 
 def text_tower(spec: Mapping[str, Any]) -> Shapes:
@@ -136,9 +148,8 @@ def _masked_autoencoder(spec: Mapping[str, Any]) -> Shapes:
   cls, depth = spec.get("num_cls", 1), spec.get("decoder_depth", 8)
   sizes = {"width": e, "depth": depth, "mlp_dim": spec.get("decoder_mlp_dim", 2048),
            "num_heads": spec.get("decoder_heads", 16)}
-  out = image_tower({**spec, "pool_type": "tok"})
-  out |= {"cls_pos_embedding": (1, cls, d), "mask_token": (1, 1, e),
-          "decoder_pos_embedding": (1, h * w, e)}
+  out = vit_encoder({**spec, "pool_type": "tok"})
+  out |= {"mask_token": (1, 1, e), "decoder_pos_embedding": (1, h * w, e)}
   out |= _dense("decoder_pred", e, _pair(_get(spec, "patch_size"))[0] ** 2 * 3)
   if spec.get("decoder", "self") == "self":
     out["decoder_cls_pos_embedding"] = (1, cls, e)
@@ -152,6 +163,30 @@ def _masked_autoencoder(spec: Mapping[str, Any]) -> Shapes:
     out |= _under(f"Decoder/block_{i}/", mine | attention)
     out |= _under("Decoder/", _norm(f"source_norm_{i}", d))
   return out
+
+
+def _classifier(model: Mapping[str, Any]) -> Shapes:
+  probe, classes = model.get("probe", False), _get(model, "num_classes")
+  normed = probe or model.get("feature", "mean") == "cls"
+  image = {**_part(model, "image"), "num_classes": 0, "final_norm": normed}
+  d = _get(image, "width")
+  out = vit_encoder(image) | ({} if normed else _norm("fc_norm", d))
+  out |= {"head_norm/mean": (d,), "head_norm/var": (d,)} if probe else {}
+  return out | _dense("head", d, classes)
+
+
+def _joint_embedding(model: Mapping[str, Any]) -> Shapes:
+  encoder = vit_encoder({**_part(model, "image"), "pool_type": "none"})
+  d, spec = _get(model["image"], "width"), predictor(model)
+  out = _dense("embed", d, spec["width"]) | {"mask_token": (1, 1, spec["width"])}
+  out |= _under("Transformer/", _encoder(spec, True)) | _dense("out", spec["width"], d)
+  return encoder | _under("teacher/", encoder) | _under("predictor/", out)
+
+
+def predictor(model: Mapping[str, Any]) -> dict[str, Any]:
+  """Sizes of the predictor of the task "ijepa"."""
+  sizes = {"width": 384, "depth": 12, "num_heads": 16, "mlp_dim": 1536}
+  return sizes | dict(model.get("predictor") or {})
 
 
 def conv_blocks(spec: Mapping[str, Any]) -> tuple[list[tuple[int, int, int]], ...]:

@@ -99,10 +99,15 @@ def identity(width: int, dtype: Any) -> dict[str, Lazy]:
   }
 
 
-def statistics(weights: Any) -> dict[str, list[float]]:
-  """Mean and standard deviation that images are normalised with, by channel, for pixels in 0..1."""
+def statistics(weights: Any, mean: Any = MEAN, std: Any = STD) -> dict[str, list[float]]:
+  """Mean and standard deviation that images are normalised with, by channel, for pixels in 0..1.
+
+  Args:
+    weights: a `Weights`.
+    mean, std: those of its kind of model, if the weights do not say.
+  """
   out = {}
-  for key, default in (("mean", MEAN), ("std", STD)):
+  for key, default in (("mean", mean), ("std", std)):
     found = weights.input.get(key) or weights.model.get(key) or default
     out[key] = [float(x) for x in (found if np.ndim(found) else [found] * 3)]
   return out

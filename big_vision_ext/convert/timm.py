@@ -1,11 +1,14 @@
 """How does timm keep a vision transformer? Its vision tower only, with attention or mean pooling.
 
+(And encoders of masked models and classifiers, which `timm_encoders` reads and writes.)
+
 A folder as timm's hub has it, `config.json` and `model.safetensors`, or a file of weights alone.
 What its activation is follows from the architecture's name: of timm's SigLIP models most have the
 exact GELU, also where the weights were trained with its approximation. Read from here, a model
 computes what it computes there.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -13,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from big_vision_ext.convert import Weights, files, siglip, tables, timm_vits
+from big_vision_ext.convert import Weights, encoders, files, siglip, tables, timm_vits
 from big_vision_ext.convert.lazy import ConvertError, Tensors
 from big_vision_ext.convert.tables import Rule
 
@@ -21,10 +24,13 @@ FORMAT = "timm"
 _ACTS = ("gelu", "gelu_tanh")
 # The entry point that arguments turn into a model without a name.
 _BASE = "vit_base_patch16_siglip_224"
-_FOREIGN = {
+# What is in encoders and classifiers only, and what is in no model here.
+_ENCODERS = {
   r"cls_token": "a class token (with a position of its own)",
-  r"reg_token": "register tokens",
   r"fc_norm\.weight": "a norm after pooling instead of before",
+}
+_FOREIGN = {
+  r"reg_token": "register tokens",
   r"norm_pre\.weight": "a norm before the blocks",
   r"blocks\.0\.ls1\.gamma": "layer scale",
   r"blocks\.0\.attn\.q_norm\.weight": "normalised queries and keys",
@@ -83,7 +89,9 @@ def detect(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path) -> Weights:
-  """A vision tower; see `convert.read`. In the model, "text" is None."""
+  """A vision tower; see `convert.read`. In its model, "text" is None."""
+  from big_vision_ext.convert import timm_encoders
+
   path = pathlib.Path(path)
   file = files.find(path, "model", "pytorch_model") if path.is_dir() else path
   if file is None:
@@ -91,23 +99,39 @@ def read(path: pathlib.Path) -> Weights:
   config_file = file.parent / "config.json"
   config = files.read_json(config_file) if config_file.is_file() else {}
   tensors = files.read_tensors(file)
-  args = {**config, **config.get("model_args", {})}
-  image = image_spec(tensors, str(config.get("architecture", "")), args, "", file)
+  architecture_, args = str(config.get("architecture", "")), config.get("model_args", {})
+  args = {**config, **args}
+  if timm_encoders.holds(tensors, architecture_):
+    weights = timm_encoders.read(file, config, args, tensors)
+    return dataclasses.replace(weights, input=weights.input | _seen(config), meta=_about(config))
+  image = image_spec(tensors, architecture_, args, "", file)
   model = {"image": image, "text": None}
   params = tables.load(TABLE, siglip.shapes(model), tensors, str(file), format=FORMAT)
+  found = {"image_size": image["image_size"], **_seen(config)}
+  return Weights(params=params, task="siglip", model=model, input=found, meta=_about(config))
+
+
+def _seen(config: dict[str, Any]) -> dict[str, Any]:
+  """What a config.json says of preprocessing."""
   known = config.get("pretrained_cfg", {})
-  found = {"image_size": image["image_size"]}
-  found |= {key: known[key] for key in ("mean", "std") if key in known}
+  found = {key: known[key] for key in ("mean", "std") if key in known}
   if known.get("interpolation") == "bicubic":
     found["resize"] = "bicubic"
+  if known.get("crop_mode") == "center" and known.get("crop_pct"):
+    found["eval_crop"] = float(known["crop_pct"])
+  return found
+
+
+def _about(config: dict[str, Any]) -> dict[str, Any]:
+  """What it says of the model and its terms."""
   meta = {"architecture": config["architecture"]} if "architecture" in config else {}
-  if known.get("license"):
-    meta["licence"] = known["license"]
-  return Weights(params=params, task="siglip", model=model, input=found, meta=meta)
+  if licence := config.get("pretrained_cfg", {}).get("license"):
+    meta["licence"] = licence
+  return meta
 
 
 def image_spec(tensors: Tensors, architecture: str, args: dict[str, Any], prefix: str,
-               where: Any) -> dict[str, Any]:
+               where: Any, encoder: bool = False) -> dict[str, Any]:
   """`config.model.image` of a vision transformer, from arrays, its name and its arguments.
 
   Args:
@@ -116,16 +140,17 @@ def image_spec(tensors: Tensors, architecture: str, args: dict[str, Any], prefix
     args: arguments of timm's model class that were given.
     prefix: of the names of arrays, with its dot.
     where: the file, for messages.
+    encoder: whether it may have what only the models of `timm_encoders` have.
 
   Raises:
     ConvertError: it is another kind of model, or its heads or activation are not known.
   """
-  for name, what in _FOREIGN.items():
+  for name, what in (_FOREIGN if encoder else _ENCODERS | _FOREIGN).items():
     if any(re.fullmatch(re.escape(prefix) + name, n) for n in tensors):
       raise ConvertError(f"{where}: the vision transformer has {what}; expected a plain one")
   size = lambda name, axes: siglip.size_of(tensors, prefix + name, axes, where)
   width, _, *patch = size("patch_embed.proj.weight", 4)
-  positions = size("pos_embed", 3)[1]
+  positions = size("pos_embed", 3)[1] - (f"{prefix}cls_token" in tensors)
   # Named models with mean pooling are those with attention pooling, but for that.
   named = timm_vits.sizes_of(architecture.replace("_siglip_gap_", "_siglip_"))
   pixels = args.get("img_size") or (named and named.image_size)
@@ -154,12 +179,16 @@ def image_spec(tensors: Tensors, architecture: str, args: dict[str, Any], prefix
 
 
 def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 0, progress: Any = None,
-          final: Any = None) -> None:
+          final: Any = None) -> Weights | None:
   """Writes config.json and model.safetensors; see `convert.write`.
 
   timm reads one file of weights, so `shard_bytes` is not regarded.
   """
+  from big_vision_ext.convert import timm_encoders
+
   del shard_bytes, final
+  if weights.task in encoders.TASKS:
+    return timm_encoders.write(out, weights, progress=progress)
   siglip.check(weights, FORMAT, image_pools=("map", "gap"), text_pools=(), square=False)
   model = {"image": weights.model["image"]}
   theirs = tables.export(TABLE, siglip.shapes(model), siglip.only_image(weights.params),
@@ -167,6 +196,7 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 0, progre
   files.write_safetensors(out / "model.safetensors", {n: theirs.lazy(n) for n in theirs},
                           progress=progress)
   files.write_text(out / "config.json", json.dumps(config(weights), indent=2) + "\n")
+  return None
 
 
 def config(weights: Weights) -> dict[str, Any]:
@@ -187,7 +217,7 @@ def config(weights: Weights) -> dict[str, Any]:
     "mlp_ratio": ratio(image["mlp_dim"], image["width"]),
     "class_token": False,
     "global_pool": pool,
-    "act_layer": _act(image),
+    "act_layer": activation_of(image),
   }
   if not name and pool == "avg":
     args["fc_norm"] = False
@@ -197,18 +227,26 @@ def config(weights: Weights) -> dict[str, Any]:
     "num_features": image["width"],
     "global_pool": pool,
     **({"model_args": args} if args else {}),
-    "pretrained_cfg": {
-      "input_size": [3, *size],
-      "fixed_input_size": True,
-      "interpolation": "bicubic",
-      "crop_pct": 1.0,
-      "crop_mode": "squash",
-      **siglip.statistics(weights),
-      "num_classes": classes,
-      "pool_size": None,
-      "first_conv": "patch_embed.proj",
-      "classifier": "head",
-    },
+    "pretrained_cfg": pretrained(weights, siglip.statistics(weights), classes),
+  }
+
+
+def pretrained(weights: Weights, statistics: dict[str, list[float]],
+               classes: int) -> dict[str, Any]:
+  """What of a config.json is about preprocessing and names of layers."""
+  _, size = siglip.sides(weights.model["image"])
+  middle = weights.input.get("eval_crop")
+  return {
+    "input_size": [3, *size],
+    "fixed_input_size": True,
+    "interpolation": "bicubic",
+    "crop_pct": middle or 1.0,
+    "crop_mode": "center" if middle else "squash",
+    **statistics,
+    "num_classes": classes,
+    "pool_size": None,
+    "first_conv": "patch_embed.proj",
+    "classifier": "head",
   }
 
 
@@ -216,7 +254,8 @@ def architecture(image: dict[str, Any]) -> str | None:
   """timm's own name of exactly this vision tower, None if it has none."""
   (patch, other), (height, width) = siglip.sides(image)
   sizes = timm_vits.Sizes(
-    image["width"], image["depth"], image["num_heads"], image["mlp_dim"], patch, height, _act(image)
+    image["width"], image["depth"], image["num_heads"], image["mlp_dim"], patch, height,
+    activation_of(image)
   )
   if _pool(image) != "map" or (patch, height) != (other, width):
     return None
@@ -240,12 +279,16 @@ def ratio(mlp_dim: int, width: int) -> float:
 
 def usage(weights: Weights) -> str:
   """How to load an export, in Markdown."""
-  del weights
+  from big_vision_ext.convert import timm_encoders
+
+  if weights.task in encoders.TASKS:
+    return timm_encoders.usage(weights)
   load = 'model = timm.create_model("local-dir:E", pretrained=True)'
   return f"```python\nimport timm\n{load}\n```\n\nThe vision tower only.\n"
 
 
-def _act(image: dict[str, Any]) -> str:
+def activation_of(image: dict[str, Any]) -> str:
+  """The name of a tower's activation; raises ConvertError if timm's towers have another."""
   act = image.get("act", "gelu_tanh")
   if act not in _ACTS:
     raise ConvertError(f"model.image.act={act!r}: expected one of {', '.join(_ACTS)}")

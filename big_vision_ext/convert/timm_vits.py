@@ -61,6 +61,7 @@ VITS = {name: Sizes(*sizes, *rest) for name, sizes, *rest in (
     ("vit_large_patch32_224", _L, 32, 224, "gelu"),
     ("vit_large_patch32_384", _L, 32, 384, "gelu"),
     ("vit_huge_patch14_224", _H, 14, 224, "gelu"),
+    ("vit_huge_patch14_gap_224", _H, 14, 224, "gelu"),
     ("vit_huge_patch16_gap_448", _H, 16, 448, "gelu"),
     ("vit_giant_patch14_224", _G, 14, 224, "gelu"),
     ("vit_giant_patch16_gap_224", _G, 16, 224, "gelu"),

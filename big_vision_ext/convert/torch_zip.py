@@ -114,10 +114,22 @@ def _flat(found: Any, path: Any) -> dict[str, Lazy]:
     if inner is None:
       break
     found = inner
-  if not isinstance(found, dict) or not any(isinstance(x, Lazy) for x in found.values()):
+  if not isinstance(found, dict) or not (tensors := _tensors(found)) and not (
+      tensors := _parts(found)):
     raise ConvertError(f"{path}: holds no dictionary of tensors")
+  return tensors
+
+
+def _tensors(found: dict) -> dict[str, Lazy]:
+  """The tensors of a dictionary, by name."""
   tensors = {str(name): x for name, x in found.items() if isinstance(x, Lazy)}
   # What DistributedDataParallel puts before every name.
   if all(name.startswith("module.") for name in tensors):
     tensors = {name.removeprefix("module."): x for name, x in tensors.items()}
   return tensors
+
+
+def _parts(found: dict) -> dict[str, Lazy]:
+  """Those of several state dicts side by side, as `PART.NAME`; I-JEPA's files have three."""
+  parts = {part: _tensors(inner) for part, inner in found.items() if isinstance(inner, dict)}
+  return {f"{part}.{name}": x for part, inner in parts.items() for name, x in inner.items()}

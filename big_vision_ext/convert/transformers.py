@@ -1,6 +1,7 @@
 """How does the transformers library keep SigLIP? `SiglipModel` and what is like it, both ways.
 
-(And `ViTMAEForPreTraining`, which `transformers_mae` reads and writes.)
+(And `ViTMAEForPreTraining`, which `transformers_mae` reads and writes, and plain encoders and
+classifiers, `transformers_vit`.)
 
 Read are `SiglipModel`, `SiglipVisionModel` with and without `vision_model.` before its names (with
 it until version 4, without since 5), the buffers that versions before 4.31 saved along, and
@@ -18,11 +19,13 @@ import numpy as np
 
 from big_vision_ext.convert import (
   Weights,
+  encoders,
   files,
   siglip,
   siglip_tokenizer,
   tables,
   transformers_mae,
+  transformers_vit,
 )
 from big_vision_ext.convert.lazy import ConvertError, Tensors, of
 from big_vision_ext.convert.tables import Rule
@@ -41,7 +44,7 @@ _TEXT = _TOWER | dict(vocab_size=32_000, max_position_embeddings=64)
 _VISION = _TOWER | dict(patch_size=16, image_size=224, num_patches=256)
 _ACTS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 _PAIRS, _VISIONS = ("siglip", "siglip2"), ("siglip_vision_model", "siglip2_vision_model")
-_TYPES = (*_PAIRS, *_VISIONS, transformers_mae.MODEL_TYPE)
+_TYPES = (*_PAIRS, *_VISIONS, transformers_mae.MODEL_TYPE, *transformers_vit.MODEL_TYPES)
 _BUFFERS = (r"(text|vision)_model\.embeddings\.position_ids",)
 _PREFIX = "vision_model."
 
@@ -127,6 +130,9 @@ def read(path: pathlib.Path) -> Weights:
                        f"{', '.join(_TYPES)}")
   if kind == transformers_mae.MODEL_TYPE:
     return transformers_mae.read(file, config)
+  if kind in transformers_vit.MODEL_TYPES:
+    seen = _preprocessing(folder, config.get("image_size"))
+    return transformers_vit.read(file, config, seen)
   naflex, alone = kind.startswith("siglip2"), kind in _VISIONS
   vision = config if alone else _part(config, "vision_config", folder)
   model = {"image": _image(vision, naflex, folder / "config.json"), "text": None}
@@ -147,16 +153,18 @@ def read(path: pathlib.Path) -> Weights:
 
 
 def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 5e9, progress: Any = None,
-          final: Any = None) -> None:
+          final: Any = None) -> Weights | None:
   """Writes config, weights, image processor and tokenizer, if it has one; see `convert.write`.
 
   What was read from a NaFlex model is written as one. A model without bias gets one of zero, and
   a text tower without head an identity: the library's always have them.
   """
   del final
-  if weights.task == "mae":
+  if _is_mae(weights):
     transformers_mae.write(out, weights, shard_bytes=shard_bytes, progress=progress)
-    return
+    return None
+  if weights.task in encoders.TASKS:
+    return transformers_vit.write(out, weights, shard_bytes=shard_bytes, progress=progress)
   siglip.check(weights, FORMAT)
   model, params = dict(weights.model), Tensors(weights.params)
   for name in ("image", "text"):
@@ -178,12 +186,15 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 5e9, prog
   ids = siglip_tokenizer.write(out, weights.input)
   _write_json(out / "config.json", _config(model, shapes, naflex, ids))
   _write_json(out / "preprocessor_config.json", _processor(weights, naflex))
+  return None
 
 
 def usage(weights: Weights) -> str:
   """How to load an export, in Markdown."""
-  if weights.task == "mae":
+  if _is_mae(weights):
     return transformers_mae.usage()
+  if weights.task in encoders.TASKS:
+    return transformers_vit.usage(weights)
   model = "Siglip2Model" if weights.meta.get("model_type") == "siglip2" else "SiglipModel"
   tokenizer, none = siglip_tokenizer.usage(
     weights.input,
@@ -197,6 +208,12 @@ def usage(weights: Weights) -> str:
     f'processor = AutoImageProcessor.from_pretrained("E")\n{tokenizer}```\n\n'
     f"Give it no attention mask, and texts padded to {length} tokens: padding is attended to.\n"
   ) + none
+
+
+def _is_mae(weights: Weights) -> bool:
+  """Whether it is an autoencoder that the library has; of one with several class tokens it has the
+  encoder only."""
+  return weights.task == "mae" and weights.model["image"].get("num_cls", 1) == 1
 
 
 def _part(config: Mapping[str, Any], name: str, folder: pathlib.Path) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from big_vision_ext.convert import Weights, files, siglip, vit_mae
+from big_vision_ext.convert import Weights, encoders, files, siglip, vit_mae
 from big_vision_ext.convert.lazy import ConvertError
 
 MODEL_TYPE = "vit_mae"
@@ -58,7 +58,7 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float, progress: 
   files.write_sharded(out, "model", {n: theirs.lazy(n) for n in theirs}, shard_bytes=shard_bytes,
                       progress=progress)
   _write_json(out / "config.json", _config(weights))
-  size, found = weights.model["image"]["image_size"], siglip.statistics(weights)
+  size, found = weights.model["image"]["image_size"], encoders.statistics(weights)
   _write_json(out / "preprocessor_config.json", {
     "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True,
     "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": found["mean"],

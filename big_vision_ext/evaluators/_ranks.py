@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 # Cosines that differ by less are equal but for float32's rounding. A tie is no find: a model that
 # says the same of everything has found nothing.
 TIE = 1e-6
+# Of a query that has found nothing, however many are looked at.
+NO_RANK = np.iinfo(np.int64).max
 # Similarities held at once.
 _CHUNK = 2**25
 
@@ -19,6 +21,9 @@ def best_ranks(
     pairs: Int[np.ndarray, "p 2"],
 ) -> Int[np.ndarray, "n"]:
   """How many candidates that are not a query's own are at least as similar as the best that is.
+
+  A query whose own are no numbers has found nothing: it has `NO_RANK`. What is no number for
+  another candidate counts as more similar.
 
   Args:
     queries: normalised embeddings.
@@ -34,9 +39,12 @@ def best_ranks(
     low, high = np.searchsorted(pairs[:, 0], [start, start + step])
     at = pairs[low:high, 0] - start, pairs[low:high, 1]
     best = np.full(len(similarity), -np.inf, similarity.dtype)
-    np.maximum.at(best, at[0], similarity[at])
+    with np.errstate(invalid="ignore"):
+      np.maximum.at(best, at[0], similarity[at])
     similarity[at] = -np.inf
-    out.append(np.sum(similarity >= best[:, None] - TIE, axis=1))
+    # Not `>=`, which is false of a NaN on either side: what is not clearly behind is ahead.
+    ahead = np.sum(~(similarity < best[:, None] - TIE), axis=1)
+    out.append(np.where(np.isnan(best), NO_RANK, ahead))
   return np.concatenate(out)
 
 
@@ -64,9 +72,14 @@ def chance(own: Sequence[int] | np.ndarray, candidates: int, k: int) -> float:
 
 def top_k(scores: Float[np.ndarray, "n c"], label: Int[np.ndarray, "n"], k: int,
           tie: float = 0.0) -> np.ndarray:
-  """Whether each row's own class is among its k best (n,); scores within `tie` are no find."""
+  """Whether each row's own class is among its k best (n,).
+
+  Scores within `tie` are no find, and neither is anything in a row with a NaN: nothing compares
+  with one.
+  """
   own = np.take_along_axis(scores, label[:, None], axis=1)
-  return np.sum(scores >= own - tie, axis=1) - 1 < k
+  found = np.sum(scores >= own - tie, axis=1) - 1 < k
+  return found & ~np.isnan(scores).any(axis=1)
 
 
 def mean_per_class(right: np.ndarray, label: Int[np.ndarray, "n"]) -> float:

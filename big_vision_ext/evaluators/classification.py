@@ -54,12 +54,10 @@ def measure(logits: Float[np.ndarray, "n c"], label: Int[np.ndarray, "n"]) -> di
   if label.max() >= logits.shape[1]:
     raise ValueError(f"classification: the data has class number {label.max()}, the model has "
                      f"{logits.shape[1]} classes; set config.model.num_classes to the data's")
-  # Nothing compares with a NaN, which top_k would take for a find.
-  finite = np.isfinite(logits).all(axis=1)
-  best = _ranks.top_k(logits, label, 1) & finite
+  best = _ranks.top_k(logits, label, 1)
   out = {"top1": float(np.mean(best)), "mean_per_class": _ranks.mean_per_class(best, label)}
   if logits.shape[1] > 5:
-    out["top5"] = float(np.mean(_ranks.top_k(logits, label, 5) & finite))
+    out["top5"] = float(np.mean(_ranks.top_k(logits, label, 5)))
   top = logits.max(axis=1, keepdims=True).astype(np.float64)
   log_sum = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
   own = np.take_along_axis(logits, label[:, None], axis=1)[:, 0]

@@ -13,6 +13,8 @@ over two batches, of 512 and 488. A tie is no find.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,21 +115,44 @@ def fit(x: Float[np.ndarray, "n d"], y: Int[np.ndarray, "n"], held_x: Float[np.n
     tx = optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(lr))
     state = tx.init(params)
     epoch = jax.jit(functools.partial(_epoch, tx, batch_size), donate_argnums=(0, 1))
-    best, waited = (np.inf, 0, None), 0
-    for number in range(1, max_epochs + 1):
+
+    def run(number):
+      nonlocal params, state
       order = jax.random.permutation(jax.random.fold_in(key, number), len(y))
       params, state = epoch(params, state, order, x, y)
-      loss = float(_mean_loss(params, held_x, held_y))
-      waited = 0 if loss <= best[0] - gain else waited + 1
-      if loss < best[0]:
-        # Copies: the next epoch takes the arrays' memory.
-        best = loss, number, jax.tree.map(lambda p: np.array(p, copy=True), params)
-      if waited >= patience:
-        break
+      return float(_mean_loss(params, held_x, held_y)), params
+
+    found = until_no_gain(run, max_epochs=max_epochs, patience=patience, gain=gain)
+  return {**found.pop("params"), **found}
+
+
+def until_no_gain(epoch: Callable[[int], tuple[float, Any]], *, max_epochs: int, patience: int,
+                  gain: float) -> dict[str, Any]:
+  """Runs epochs until the held-out loss gains no more.
+
+  Args:
+    epoch: given its number, from 1, trains through it; gives the loss and the parameters then.
+    max_epochs: so many at most.
+    patience, gain: so many epochs in a row without such a gain are the last.
+
+  Returns:
+    `params` with the lowest `loss`, on the host; that loss, the number of `epochs`, `best_epoch`.
+
+  Raises:
+    ValueError: no loss was finite.
+  """
+  best, waited, number = (np.inf, 0, None), 0, 0
+  for number in range(1, max_epochs + 1):
+    loss, params = epoch(number)
+    waited = 0 if loss <= best[0] - gain else waited + 1
+    if loss < best[0]:
+      # Copies: the next epoch takes the arrays' memory.
+      best = loss, number, jax.tree.map(lambda p: np.array(p, copy=True), params)
+    if waited >= patience:
+      break
   if best[2] is None:
-    raise ValueError("sgd_probe: the held-out loss is not finite: features are not, or lr is far "
-                     "too large")
-  return {**best[2], "loss": best[0], "best_epoch": best[1], "epochs": number}
+    raise ValueError("the held-out loss is not finite: features are not, or lr is far too large")
+  return {"params": best[2], "loss": best[0], "best_epoch": best[1], "epochs": number}
 
 
 def initial(key, width: int, classes: int) -> dict[str, Array]:

@@ -5,7 +5,9 @@ context block without what the targets cover. There the size of blocks is drawn 
 index lists are cut to the shortest of the batch. Here all lengths are constants: a target block is
 the M tokens deepest inside of a rectangle of area M, whose aspect and place are drawn (the block's
 rim is ragged by a few tokens where no rectangle has M), and the context is K tokens drawn from what
-the context block and the targets leave.
+the context block and the targets leave. A rectangle touches each border of the grid as often as one
+on whole places would. (The released code leaves out the last place of each axis, so that its blocks
+never reach the last row and column.)
 
 Tokens are numbered in raster order. Every sample's blocks depend on its key alone.
 """
@@ -91,10 +93,15 @@ def _depth(key, grid, area, aspect) -> Float[Array, "n"]:
   ratio = jax.random.uniform(k_aspect, minval=aspect[0], maxval=aspect[1])
   height = jnp.minimum(jnp.sqrt(area * ratio), grid[0])
   width = jnp.minimum(area / height, grid[1])
-  top = jax.random.uniform(k_y) * (grid[0] - height)
-  left = jax.random.uniform(k_x) * (grid[1] - width)
+  top, left = (_place(k, n - side) for k, n, side in
+               ((k_y, grid[0], height), (k_x, grid[1], width)))
   y, x = (jnp.arange(n) + 0.5 for n in grid)
   rows = jnp.minimum(y - top, top + height - y)[:, None]
   cols = jnp.minimum(x - left, left + width - x)[None, :]
   depth = jnp.minimum(rows, cols).reshape(-1)
   return depth + 1e-4 * jax.random.uniform(k_tie, depth.shape)
+
+
+def _place(key, room):
+  """Where in 0..room a rectangle begins: at either end with the chance of a whole place."""
+  return jnp.clip(jax.random.uniform(key) * (room + 1) - 0.5, 0, room)

@@ -11,6 +11,7 @@ A task is a frozen object with
 - `batch_spec(batch_size) -> {name: jax.ShapeDtypeStruct}`, shapes without data,
 - optionally `after_update(params, step) -> params`, applied after each optimiser step, of which
   there were `step` before: for limits on parameters, and for teachers that follow,
+- optionally `follows`, fields of its model `vision` that no config gives: others decide them,
 - optionally `flops_per_example`, model FLOPs of one training example, and `forward_flops(selected)`
   of one image and text with looks of so many tokens each.
 

@@ -76,13 +76,16 @@ class Task:
   config: Config
   image_size: int
 
+  # Fields of the model that no config may give: they follow from its other settings.
+  follows = ("classes", "feature", "probe", "head_std", "final_norm")
+
   def __post_init__(self):
     c = self.config
     set_field = lambda name, value: object.__setattr__(self, name, value)
     std = (0.01 if c.probe else 2e-5) if c.head_std is None else c.head_std
     head = dict(classes=c.num_classes, feature=c.feature, probe=c.probe, head_std=std,
                 final_norm=c.probe or c.feature == "cls")
-    if given := sorted(head.keys() & c.image.keys()):
+    if given := sorted(set(self.follows) & c.image.keys()):
       raise typed.ConfigError(f"config.model.image.{given[0]}: is not to be given here; it follows "
                               "from config.model.{num_classes,feature,probe,head_std}")
     set_field("vision", vit.build(

@@ -29,8 +29,8 @@ class Config:
   Attributes:
     image: fields of `models.focusmim.ConvAutoencoder`, and `image_size`.
     mask: what is hidden and how it is filled, see `objectives.pixel_masks.PixelMask`.
-    foreground: batches carry "foreground" (b, y, x), float32 in 0..1, cropped as the images are:
-      the loss is weighted with it.
+    foreground: training batches carry "foreground" (b, y, x), float32 in 0..1, cropped as the
+      images are (`config.input.foreground`): the loss is weighted with it.
     pool: what evaluators take as the embedding of an image: the latent map as one vector
       ("flatten", as published) or its mean over places ("mean").
   """
@@ -102,6 +102,9 @@ class Task:
     image = batch["image"]
     _towers.check_image(image, self.image_size)
     target = _unit(image)
+    if self.config.foreground and "foreground" not in batch:
+      raise typed.ConfigError("config.model.foreground=True: the batch has no foreground weights; "
+                              "set config.input.foreground='boxes' or 'mask'")
     seen, hidden = self._masked(masks.sample_keys(rng, len(image)), target, batch)
     pred, _ = self.vision.apply({"params": params}, seen)
     weight = self._weighted(hidden, batch)
@@ -151,7 +154,7 @@ class Task:
     return self.config.mask.apply(keys, target, batch.get("foreground"))
 
   def _weighted(self, hidden, batch):
-    return hidden * batch["foreground"] if self.config.foreground else hidden
+    return hidden * batch["foreground"] if "foreground" in batch else hidden
 
 
 def _unit(image):

@@ -116,7 +116,10 @@ class Task:
     del train
     image = batch["image"]
     _towers.check_image(image, self.image_size)
-    drawn = self._blocks(rng, len(image))
+    return self.loss_under(params, image, self._blocks(rng, len(image)))
+
+  def loss_under(self, params, image, drawn: multiblock.Blocks):
+    """The loss with blocks that are given, and metrics."""
     predicted = self.predict(params, image, drawn)
     wanted = self.targets(params, image, drawn)
     error = jnp.abs(predicted - wanted)

@@ -18,6 +18,10 @@ Without any data, on digits over photographs, on a CPU (narrow, some minutes):
 foveate (blurred ever more with the distance from the centre) or none (a plain autoencoder); `fill`
 is what hidden pixels show: mean (the image's mean colour), blur, zero, or blur_as_released (the
 public code, whose blur has no effect but on the mean). `crop=False` trains without random crops.
+`jitter` varies colours, of input and target alike. `foreground=boxes|mask` weights the loss with
+the foreground of the records (`input_pipeline.build --masks DIR` takes masks of other programs),
+`attention=foreground` lets a second disc be seen there. `finetune` measures at the end, beside the
+readout of the frozen encoder, that of a copy of it which learns along, at a rate of 1e-5.
 
 Source: Weiler, Brucklacher, Pennartz, Bohte 2024, "Masked Image Modeling as a Framework for
 Self-Supervised Learning across Eye Movements" (arXiv 2404.08526), and its code: Adam with 1e-8 of
@@ -42,10 +46,12 @@ _FAMILIES = {"random": "random_patches", "periphery": "periphery", "foveate": "f
 
 def get_config(arg=None):
   """`arg`: mask=random|periphery|foveate|none, fill=mean|blur|zero|blur_as_released, ratio=R,
-  crop=True|False, attention=none|random, data=DIR, split=NAME, batch=N, small, runlocal."""
+  crop=True|False, attention=none|random|foreground, jitter, foreground=boxes|mask, finetune,
+  data=DIR, split=NAME, batch=N, small, runlocal."""
   a = config_lib.parse_arg(
-      arg, mask="random", fill="mean", ratio=0.0, crop=True, attention="none", data="data/stl10",
-      split="", batch=0, small=False, runlocal=False)
+      arg, mask="random", fill="mean", ratio=0.0, crop=True, attention="none", jitter=False,
+      foreground="", finetune=False, data="data/stl10", split="", batch=0, small=False,
+      runlocal=False)
   if a.mask not in _FAMILIES:
     raise ConfigError(f"config argument mask={a.mask!r}: expected one of {', '.join(_FAMILIES)}")
   c = ml_collections.ConfigDict()
@@ -59,11 +65,15 @@ def get_config(arg=None):
       data=a.data, split=a.split or ("train" if a.small else "unlabeled"), image_size=96,
       captions=False, crop_scale=(0.08, 1.0) if a.crop else (1.0, 1.0),
       crop_ratio=(0.75, 4 / 3) if a.crop else (1.0, 1.0), resize="fast", threads=8, prefetch=4)
+  if a.jitter:
+    c.input.update(jitter=(0.8, 0.8, 0.8, 0.2), jitter_share=0.8)
+  if a.foreground:
+    c.input.foreground = a.foreground
   ratio = a.ratio or {"periphery": 0.8}.get(a.mask, 0.6)
   c.model = dict(
       image=dict(widths=(32, 64, 128), depth=3, image_size=96),
       mask=dict(family=_FAMILIES[a.mask], ratio=ratio, fill=a.fill, attention=a.attention),
-      pool="flatten",
+      foreground=bool(a.foreground), pool="flatten",
   )
 
   c.lr = 1e-4 if a.mask == "periphery" else 5e-4
@@ -80,6 +90,8 @@ def get_config(arg=None):
       readout=dict(type="sgd_probe", input=dict(split="val"), batch_size=512, eval_percent=10),
       pixels=dict(type="sgd_probe", input=dict(split="val"), features="pixels", batch_size=512),
       latents=dict(type="latents", input=dict(split="val"), batch_size=512, eval_percent=10))
+  if a.finetune:
+    c.evals.finetune = dict(type="sgd_finetune", input=dict(split="val"), batch_size=512)
 
   if a.small:
     c.batch_size = a.batch or 64
@@ -105,5 +117,6 @@ def get_config(arg=None):
     c.log_steps = 1
     del c.keep_ckpt_percent
     # The sample data has no classes.
-    c.evals = dict(latents=dict(type="latents", input=dict(split="val"), batch_size=8))
+    kept = {"finetune": dict(c.evals.finetune, batch_size=8)} if a.finetune else {}
+    c.evals = dict(latents=dict(type="latents", input=dict(split="val"), batch_size=8), **kept)
   return c

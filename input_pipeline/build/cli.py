@@ -15,6 +15,7 @@ from input_pipeline.build import (
   folder,
   jsonl,
   layouts,
+  masks,
   progress,
   skips,
   tfds_source,
@@ -29,10 +30,10 @@ _OPTIONS = {
   "sample": ("seed", "train_images", "val_images"),
   "digits": ("seed", "train_images", "val_images"),
   "stl10": ("images*", "limit", "shard_size", "licence"),
-  "folder": ("images*",),
-  "jsonl": ("images*", "annotations*"),
-  "coco": ("images*", "annotations*", "captions"),
-  "visual_genome": ("images*", "annotations*", "image_data"),
+  "folder": ("images*", "masks"),
+  "jsonl": ("images*", "annotations*", "masks"),
+  "coco": ("images*", "annotations*", "captions", "masks"),
+  "visual_genome": ("images*", "annotations*", "image_data", "masks"),
   "tfds": (
     "images*", "tfds_split", "image_key", "text_key", "label_key", "box_key", "box_text_key",
   ),
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--annotations", help="annotation file")
   add("--captions", help="coco: a COCO caption file, for global captions")
   add("--image-data", help="visual_genome: image_data.json, to check image sizes")
+  add("--masks", help="directory of foreground masks: a/cat.png for the image a/cat.jpg, grey")
   add("--split", help="put everything into this split (default: divide into train and val)")
   add("--val-share", type=float, help="share of images that becomes val, by id (default 0.02)")
   add("--limit", type=int, help="use only the first N images (stl10: of each split)")
@@ -164,11 +166,13 @@ def _build(args: argparse.Namespace) -> dict[str, int]:
   options = {
     name: getattr(args, name) for name in ("shard_size", "max_skip_share") if hasattr(args, name)
   }
-  layout = layouts.LAYOUTS[getattr(args, "layout", "plain")]
+  layout, load, settings = layouts.LAYOUTS[getattr(args, "layout", "plain")], plan.load, {}
+  if hasattr(args, "masks"):
+    load, settings = masks.added(load, args.masks), {"masks": os.path.abspath(args.masks)}
+  settings = {"from": args.source, **plan.settings, **layout.settings, **settings}
   write = functools.partial(
-    write_split, args.out, load=layout.load(plan.load), threads=args.threads,
-    progress=not args.quiet, settings={"from": args.source, **plan.settings, **layout.settings},
-    **options,
+    write_split, args.out, load=layout.load(load), threads=args.threads,
+    progress=not args.quiet, settings=settings, **options,
   )
   reports = {split: write(split, part) for split, part in parts.items() if part}
   provenance: dict[str, Any] = {

@@ -76,6 +76,19 @@ def test_a_4k_model_trained_on_tiles_wants_the_batches_that_its_input_gives(path
     k: (v.shape, v.dtype) for k, v in batch.items()}
 
 
+@pytest.mark.parametrize("arg", [
+  "foreground=boxes,jitter", "mask=periphery,attention=foreground,foreground=mask,finetune"])
+def test_focusmim_with_foreground_wants_the_batches_that_its_input_gives(arg):
+  config = config_lib.resolve(config_lib.load(f"{ROOT}/configs/mim/focusmim.py:{arg}"))
+  inputs = typed.build(loader.InputConfig, config.input, "config.input")
+  assert bool(inputs.jitter) == ("jitter" in arg)
+  assert ("finetune" in config.evals) == ("finetune" in arg)
+  batch = examples.ExampleMaker(inputs).allocate(1)
+  spec = tasks.make(config.task, config.model).batch_spec(1)
+  assert {k: (s.shape, s.dtype) for k, s in spec.items()} == {
+    k: (v.shape, v.dtype) for k, v in batch.items()}
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_a_configs_header_has_its_command_and_its_source(path):
   header = path.read_text().split('"""')[1]

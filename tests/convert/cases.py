@@ -43,6 +43,12 @@ MAE = {
                   decoder_width=32, decoder_depth=2, decoder_heads=16, decoder_mlp_dim=56),
     "mask": dict(num_visible=6), "norm_pix": True}
 
+IJEPA = {
+    "image": dict(width=48, depth=3, mlp_dim=80, num_heads=3, patch_size=8, image_size=40,
+                  pool_type="none"),
+    "predictor": dict(width=32, depth=2, mlp_dim=56, num_heads=4),
+    "blocks": dict(num_context=6, num_blocks=4, block_size=4)}
+
 
 def weights(task: str, model: dict, seed: int = 0, dtype: str = "float32") -> convert.Weights:
   """A model in which every value differs from every other."""

@@ -117,7 +117,8 @@ def test_names_of_older_transformers_are_read(tmp_path, saved_by_5):
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(decoder="cross"), "model.image.decoder='cross'"), (dict(num_cls=8), "num_cls=8")])
+    (dict(decoder="cross"), "model.image.decoder='cross'"),
+    (dict(num_cls=8), "mlp_dim=80: PixioModel's is a multiple")])
 def test_what_a_format_cannot_hold_is_refused(tmp_path, change, message):
   model = cases.MAE | {"image": cases.MAE["image"] | change}
   with pytest.raises(ConvertError, match=message):

@@ -138,3 +138,22 @@ def test_captions_that_read_alike_are_one_that_all_their_images_own(seed):
     to_image = [any(SHARED[i] == t for i in order[t]) for t in captions]
     assert got[f"image_to_text/recall_at_{k}"] == pytest.approx(np.mean(to_text))
     assert got[f"text_to_image/recall_at_{k}"] == pytest.approx(np.mean(to_image))
+
+
+def test_what_is_no_number_is_no_find():
+  """A model that has diverged finds nothing, in retrieval as in classification."""
+  nan = np.float32(np.nan)
+  scores = np.float32([[nan, nan, nan], [2, nan, 1], [nan, 2, 1], [2, 1, 0]])
+  for k in (1, 2, 3):
+    found = _ranks.top_k(scores, np.array([0, 0, 1, 0]), k)
+    np.testing.assert_array_equal(found, [False, False, False, True])
+  zimg, ztxt = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)
+  zimg[0] = nan
+  pairs = np.stack([np.arange(3)] * 2, axis=1)
+  got = image_text_retrieval.recall_at(zimg, ztxt, pairs, (1, 2, 5))
+  for k in (1, 2, 5):
+    # To image 0 nothing belongs, and it stands before the images of the other captions.
+    assert got[f"image_to_text/recall_at_{k}"] == pytest.approx(2 / 3)
+    assert got[f"text_to_image/recall_at_{k}"] == pytest.approx(0 if k == 1 else 2 / 3)
+  ranks = _ranks.best_ranks(zimg, ztxt, pairs)
+  np.testing.assert_array_equal(ranks, [_ranks.NO_RANK, 0, 0])

@@ -75,3 +75,76 @@ def test_a_sample_s_blocks_depend_on_its_key_alone():
 def test_sizes_that_leave_no_context_or_do_not_fit_are_refused(grid, k, g, m):
   with pytest.raises(ValueError, match=f"num_context={k}, num_blocks={g}, block_size={m}"):
     multiblock.check(grid, k, g, m)
+
+
+def depth_by_definition(key, grid, area, aspect):
+  """How deep tokens lie in a rectangle, in float64; only the four draws are shared."""
+  keys = jax.random.split(key, 4)
+  draws = [float(jax.random.uniform(k)) for k in keys[:3]]
+  ratio = aspect[0] + draws[0] * (aspect[1] - aspect[0])
+  height = min((area * ratio) ** 0.5, grid[0])
+  width = min(area / height, grid[1])
+  # At either end with the chance of a whole place.
+  top, left = (min(max(u * (n - side + 1) - 0.5, 0), n - side)
+               for u, n, side in zip(draws[1:], grid, (height, width)))
+  depth = np.array([[min(y + 0.5 - top, top + height - y - 0.5, x + 0.5 - left,
+                         left + width - x - 0.5) for x in range(grid[1])] for y in range(grid[0])])
+  noise = np.float64(jax.random.uniform(keys[3], (grid[0] * grid[1],)))
+  return depth.reshape(-1) + 1e-4 * noise
+
+
+@pytest.mark.parametrize("name, seed", [("square", 0), ("flat", 2)])
+def test_blocks_are_those_of_the_definition_in_float64(name, seed):
+  """Rectangle by rectangle and token by token; sizes and places drawn as the module says."""
+  grid, k, m = GRIDS[name]
+  keys = masks.sample_keys(jax.random.key(seed), 3)
+  got = jax.device_get(jax.jit(lambda keys: multiblock.make(keys, grid, k, 4, m))(keys))
+  total = grid[0] * grid[1]
+  for key, context, target in zip(keys, *got):
+    of_targets, of_context, of_rest = jax.random.split(key, 3)
+    for block, its in zip(target, jax.random.split(of_targets, 4)):
+      depth = depth_by_definition(its, grid, m, (0.75, 1.5))
+      cut = np.sort(depth)[-m]
+      # What differs by less than float32's rounding may fall on either side.
+      assert set(np.flatnonzero(depth > cut + 1e-5)) <= set(block)
+      assert set(block) <= set(np.flatnonzero(depth > cut - 1e-5))
+    k_scale, k_place = jax.random.split(of_context)
+    scale = 0.85 + 0.15 * float(jax.random.uniform(k_scale))
+    inside = depth_by_definition(k_place, grid, scale * total, (grid[0] / grid[1],) * 2)
+    free = np.setdiff1d(np.arange(total), target)
+    order = np.float64(jax.random.uniform(of_rest, (total,)))
+    best = sorted(free, key=lambda i: (inside[i] <= 0, -order[i]))[:k]
+    if np.abs(inside).min() > 1e-5:
+      np.testing.assert_array_equal(context, np.sort(best))
+
+
+def test_blocks_lie_where_the_published_sampler_puts_them():
+  """Its rectangles have whole sides, 15 to 20 % of the grid, and whole places, here drawn in NumPy:
+  how often a token is in a target, and seen, is nearly the same for each token."""
+  grid, k, m = GRIDS["square"]
+  rng = np.random.default_rng(0)
+  n = 800
+  covered, seen = np.zeros(grid), np.zeros(grid)
+  for _ in range(n):
+    hidden = np.zeros(grid, bool)
+    for _ in range(4):
+      area, ratio = 256 * rng.uniform(0.15, 0.2), rng.uniform(0.75, 1.5)
+      h, w = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+      y, x = rng.integers(17 - h), rng.integers(17 - w)
+      covered[y:y + h, x:x + w] += 1 / (4 * n)
+      hidden[y:y + h, x:x + w] = True
+    side = round((256 * rng.uniform(0.85, 1.0)) ** 0.5)
+    y, x = rng.integers(17 - side, size=2)
+    inside = np.zeros(grid, bool)
+    inside[y:y + side, x:x + side] = True
+    left = inside & ~hidden
+    # Of what is left, as many as ours sees, drawn at random.
+    seen += left * min(1.0, k / max(left.sum(), 1)) / n
+  drawn = jax.device_get(jax.jit(lambda keys: multiblock.make(keys, grid, k, 4, m))(
+    masks.sample_keys(jax.random.key(5), n)))
+  ours_covered = np.bincount(drawn.target.ravel(), minlength=256).reshape(grid) / (4 * n)
+  ours_seen = np.bincount(drawn.context.ravel(), minlength=256).reshape(grid) / n
+  # A mean of 3,200 draws is off by 0.009 at most, one time in a thousand; sizes are constant here.
+  assert np.abs(ours_covered - covered).max() < 0.04 and covered.max() > 0.3
+  assert np.corrcoef(ours_covered.ravel(), covered.ravel())[0, 1] > 0.99
+  assert np.corrcoef(ours_seen.ravel(), seen.ravel())[0, 1] > 0.95

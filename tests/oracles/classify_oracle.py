@@ -3,7 +3,8 @@
 Settings: `model`, arguments of a vision transformer of timm, which gets the tensors `model/NAME`
 (all of them, strictly); `operations`, (name in timm, argument or None, our name) of RandAugment.
 Gives, of `images` (b, y, x, 3), normalised, and `target` (b, n): `logits`, `loss` and `grad/NAME`;
-and of `picture` (y, x, 3) uint8 what each operation makes of it, `augmented/NUMBER`, bicubic.
+and of `picture` (y, x, 3) uint8 what each operation makes of it, `augmented/NUMBER`, bicubic, and
+what torchvision makes of it in 0..1 by each (name, factor) of `jitter`, `jittered/NUMBER`.
 """
 
 import exchange
@@ -35,6 +36,12 @@ def main(arrays, settings):
     done = auto_augment.NAME_TO_OP[name](
       image, *arguments, resample=Image.Resampling.BICUBIC, fillcolor=tuple(settings["fill"]))
     out[f"augmented/{i}"] = np.asarray(done)
+  from torchvision.transforms.v2 import functional
+
+  x = torch.from_numpy(arrays["picture"]).permute(2, 0, 1) / 255
+  for i, (name, factor) in enumerate(settings["jitter"]):
+    done = getattr(functional, f"adjust_{name}")(x, factor)
+    out[f"jittered/{i}"] = done.permute(1, 2, 0).numpy()
   return out
 
 

@@ -1,4 +1,7 @@
-"""Fine-tuning here and in timm: logits, loss, every gradient, and each operation of RandAugment."""
+"""Fine-tuning here and in timm: logits, loss, every gradient, and each operation of RandAugment.
+
+And each change of colours in torchvision.
+"""
 
 import jax
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from big_vision_ext import tasks
 from big_vision_ext.core import trees
 from big_vision_ext.objectives import mixing
-from input_pipeline import randaugment
+from input_pipeline import jitter, randaugment
 from tests.models import tiny_vit
 from tests.oracles import harness
 
@@ -28,6 +31,9 @@ OPERATIONS = [
   ("BrightnessIncreasing", 1.7, "brightness"), ("SharpnessIncreasing", 0.1, "sharpness"),
   ("ShearX", 0.27, "shear_x"), ("ShearY", -0.27, "shear_y"),
   ("TranslateXRel", 0.4, "translate_x"), ("TranslateYRel", -0.31, "translate_y")]
+
+JITTER = [("brightness", 0.3), ("brightness", 1.8), ("contrast", 0.4), ("contrast", 1.7),
+          ("saturation", 0.0), ("saturation", 1.6), ("hue", -0.2), ("hue", 0.5), ("hue", 0.07)]
 
 
 def timm_names(params):
@@ -80,7 +86,7 @@ def peer(case):
   arrays |= {"images": np.asarray(task._normalise(batch["image"])), "target": target,
              "picture": PICTURE}
   return harness.run("classify_oracle.py", env="siglip", arrays=arrays, settings=dict(
-    model=THEIRS, operations=OPERATIONS, fill=randaugment.FILL))
+    model=THEIRS, operations=OPERATIONS, fill=randaugment.FILL, jitter=JITTER))
 
 
 def test_logits_loss_and_gradients_agree(case, peer):
@@ -107,3 +113,11 @@ def test_an_operation_of_randaugment_gives_timm_s_pixels(peer, number):
   # Pillow is of the same version on both sides.
   np.testing.assert_array_equal(
     randaugment.apply(name, PICTURE, argument), peer[f"augmented/{number}"])
+
+
+@pytest.mark.parametrize("number", range(len(JITTER)), ids=[f"{n}{f}" for n, f in JITTER])
+def test_a_change_of_colours_gives_torchvision_s_pixels(peer, number):
+  x = PICTURE.astype(np.float32) / np.float32(255)
+  # float32 on both sides, the hue by another formula.
+  np.testing.assert_allclose(
+    jitter.change(JITTER[number][0], x, JITTER[number][1]), peer[f"jittered/{number}"], atol=1e-5)

@@ -1,5 +1,7 @@
 """FocusMIM as a task: what its loss and outputs promise."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -165,6 +167,32 @@ def test_the_arithmetic_is_that_of_the_published_model():
 def test_settings_that_do_not_fit_are_named(fields, message):
   with pytest.raises((ValueError, typed.ConfigError), match=message):
     make(**fields)
+
+
+def test_a_batch_without_the_weights_that_are_asked_for_is_refused_in_words(plain):
+  _, params = plain
+  task = make(foreground=True)
+  with pytest.raises(typed.ConfigError, match="set config.input.foreground='boxes' or 'mask'"):
+    task.loss(params, batch(), jax.random.key(0), True)
+  # A picture shows the loss over all that is hidden, then.
+  found = task.reconstruct(params, batch(2))
+  np.testing.assert_array_equal(found["loss"], make().reconstruct(params, batch(2))["loss"])
+
+
+@pytest.mark.slow
+def test_it_trains_on_the_foreground_of_records_and_is_fine_tuned(tmp_path):
+  from big_vision_ext import train
+  from input_pipeline.build import digits
+
+  digits.build(tmp_path / "digits", train=40, val=20, progress=False)
+  arg = "mask=periphery,foreground=boxes,attention=foreground,jitter,finetune,runlocal"
+  argv = ["--config", f"configs/mim/focusmim.py:{arg},data={tmp_path / 'digits'}",
+          "--workdir", str(tmp_path / "run"), "--config.evals.finetune.max_epochs=2"]
+  assert train.main(argv) == 0
+  lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+  assert all(np.isfinite(x["loss"]) for x in lines if "loss" in x)
+  last = {k: v for line in lines for k, v in line.items()}
+  assert last["finetune/train_images"] == 40 and last["finetune/epochs"] == 2
 
 
 def test_images_of_another_size_are_refused(plain):
