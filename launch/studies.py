@@ -14,6 +14,7 @@ class Arm:
     title: in the table; the name, if it is empty.
     untrained: one step with a rate of 0, and then the evaluation.
     once: only with the first seed, as it does not depend on any.
+    shift: added to the seed, where each run shall be a draw of its own.
   """
 
   name: str
@@ -22,6 +23,7 @@ class Arm:
   title: str = ""
   untrained: bool = False
   once: bool = False
+  shift: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Study:
     overrides: of all arms.
     columns: {heading: (measure in evaluation.json, factor)}; a factor of 100 makes percent.
     arms: the rows.
+    effects: whether to tell what each setting adds in which the arms differ, from all runs.
   """
 
   about: str
@@ -43,6 +46,7 @@ class Study:
   overrides: tuple[str, ...]
   columns: dict[str, tuple[str, float]]
   arms: tuple[Arm, ...]
+  effects: bool = False
 
 
 _STILL = ("lr=0.0", "optim.weight_decay=0.0")
@@ -113,4 +117,42 @@ SURPRISE = Study(
             "the same, not taught"),
         Arm("boxes", _PS3, (f"evals={_SELECTION}",), "taught by boxes (demo)")))
 
-STUDIES = {"focusmim": FOCUSMIM, "fixations": FIXATIONS, "surprise": SURPRISE}
+# Switches of `config.model.image` beyond the original.
+_SWITCHES = {"low": "low_antialias=True", "scored": "selection_antialias=True",
+             "maps": "selection_maps=each", "cells": "budget_rule=cells"}
+# Half of their combinations, those with an even number of them: each is on in four arms, and any
+# two are on together in two, so that no effect hides behind another's.
+_HALF = ("", "low scored", "low maps", "scored maps", "low cells", "scored cells", "maps cells",
+         "low scored maps cells")
+
+SWITCHES = Study(
+    about="PS3's switches beyond the original, eight combinations of four; an hour with --steps "
+    "700 --seeds 10",
+    data="sample", steps=1200, overrides=(), effects=True,
+    columns={"top-10, %": ("regions/topdown/retrieval_top10", 100),
+             "recall, %": ("regions/topdown/selection_recall", 100),
+             "bottom-up top-10, %": ("regions/bottomup/retrieval_top10", 100),
+             "bottom-up recall, %": ("regions/bottomup/selection_recall", 100)},
+    arms=tuple(
+        Arm(combination.replace(" ", "-") or "published", _PS3,
+            tuple(f"model.image.{_SWITCHES[name]}" for name in combination.split()), shift=i)
+        for i, combination in enumerate(_HALF)))
+
+_AGAIN = "img/(?!later_looks).*', 'txt/.*', 'prompt_proj/.*', 't', 'b"
+
+POLICY = Study(
+    about="a policy of later looks, added to runs/demo and trained alone: equal tokens with and "
+    "without it; 15 minutes",
+    data="sample", steps=200,
+    overrides=("model.image.look_policy=True", "init.path=runs/demo",
+               "init.allow_missing=('img/later_looks/.*',)", f"optim.freeze=('{_AGAIN}')",
+               f"evals={ {'selection': {**_SELECTION['selection'], 'selections': ('topdown',)}} }"),
+    columns={
+        "recall, %, 400 tokens": ("selection/topdown/recall_at_400", 100),
+        "without": ("selection/ranked_topdown/recall_at_400", 100),
+        "800 tokens": ("selection/topdown/recall_at_800", 100),
+        "without ": ("selection/ranked_topdown/recall_at_800", 100)},
+    arms=(Arm("policy", _PS3),))
+
+STUDIES = {"focusmim": FOCUSMIM, "fixations": FIXATIONS, "surprise": SURPRISE,
+           "switches": SWITCHES, "policy": POLICY}

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from big_vision_ext import comparison
 from big_vision_ext.core import exit_codes
 from launch import studies
 from launch.studies import Arm, Study
@@ -88,7 +89,7 @@ def cells(study: Study, folder: pathlib.Path, arms: Sequence[str], seeds: Sequen
       if arm.once and i:
         continue
       length = 1 if arm.untrained else steps
-      out.append(Cell(arm, seed, length, folder / f"{arm.name}-{seed}"))
+      out.append(Cell(arm, seed + arm.shift, length, folder / f"{arm.name}-{seed + arm.shift}"))
   return out
 
 
@@ -214,8 +215,19 @@ def write(study: Study, name: str, folder: pathlib.Path, done: Sequence[Cell]) -
            "metrics": cell.results()} for cell in done]
   _replace(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
   text = table(study, done)
+  if study.effects and len(done) > 1:
+    text += f"\n\n{_effects(study, done)}"
   _replace(folder / "table.md", text + "\n")
   return text
+
+
+def _effects(study: Study, done: Sequence[Cell]) -> str:
+  results = {str(c.workdir): {title: factor * c.results()[key]
+                              for title, (key, factor) in study.columns.items()} for c in done}
+  try:
+    return comparison.effects(results, comparison.settings(list(results)))
+  except ValueError as error:
+    return f"No effects yet: {error}"
 
 
 def _replace(path: pathlib.Path, text: str) -> None:

@@ -83,6 +83,26 @@ def test_a_study_is_interrupted_and_goes_on_and_every_cell_runs_once(toy, tmp_pa
   assert "0 to do" in capsys.readouterr().out
 
 
+def test_effects_are_told_and_runs_that_are_draws_of_their_own_have_their_seeds(tmp_path):
+  """Of half of 2^4 combinations: each switch adds what was planted, none hides another."""
+  one, gains = studies.SWITCHES, {"low_antialias": 0.5, "budget_rule": -0.25}
+  cells = study.cells(one, tmp_path, [], [10], 5)
+  assert [cell.seed for cell in cells] == list(range(10, 18))
+  for cell in cells:
+    cell.workdir.mkdir(parents=True)
+    image = dict(o.removeprefix("model.image.").split("=") for o in cell.arm.overrides)
+    result = 1 + sum(gains.get(key, 0) for key in image)
+    (cell.workdir / "config.json").write_text(
+        json.dumps({"seed": cell.seed, "model": {"image": image}}))
+    (cell.workdir / "evaluation.json").write_text(
+        json.dumps({"step": 5} | {key: result for key, _ in one.columns.values()}))
+  text = study.write(one, "switches", tmp_path, cells)
+  assert text.count("model.image.low_antialias: default -> True: +50.0000 +- 0.0000") == 4
+  assert text.count("model.image.budget_rule: default -> cells: -25.0000 +- 0.0000") == 4
+  assert text.count("model.image.selection_maps: default -> each: ") == 4
+  assert "No effects yet" in study.write(one, "switches", tmp_path, cells[:3])
+
+
 def test_a_cell_that_fails_is_named_with_what_it_said(toy, tmp_path, capsys):
   toy["b"] = -1.0
   assert study.main(["toy", "--seeds", "0", "--jobs", "1", "--out", str(tmp_path)]) == 2
