@@ -82,7 +82,7 @@ _FIXATIONS = "mim/fixations.py:data={data},small"
 
 FIXATIONS = Study(
     about="a learned surprise against uniform looks at as many tokens, on digits; 10 minutes",
-    data="digits", steps=600, overrides=(),
+    data="digits", steps=400, overrides=(),
     columns={
         "linear probe, %": ("probe/top1", 100),
         "left to predict, uniform": ("looks/uniform/remaining_after_4", 1),

@@ -283,8 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   except StudyError as error:
     print(f"error: {error}", file=sys.stderr)
     return exit_codes.ERROR
-  if folder.is_dir():
-    print(write(study, options.name, folder, [c for c in todo if c.results() is not None]))
+  if done := [cell for cell in todo if cell.results() is not None]:
+    print(write(study, options.name, folder, done))
   return code
 
 

@@ -70,9 +70,9 @@ def get_config(arg=None):
     del c.evals
 
   if a.small:
-    c.batch_size = a.batch or 64
+    c.batch_size = a.batch or 32
     del c.total_epochs
-    c.total_steps = 600
+    c.total_steps = 400
     c.lr = 1e-3
     c.optim.weight_decay = 0.05 * c.lr
     c.schedule = dict(type="cosine", warmup_percent=8)
@@ -80,9 +80,9 @@ def get_config(arg=None):
     c.input.update(image_size=96, flip=False, resize="fast", threads=2, cache_mb=400)
     c.model.update(windows=(3, 2, 2), looks=4)
     c.model.image = dict(
-        width=64, depth=3, mlp_dim=192, num_heads=4, patch_size=8, image_size=96, frame=a.frame,
-        scales=(24, 48, 96), decoder_width=48, decoder_depth=2, decoder_heads=4,
-        decoder_mlp_dim=144, surprise_hidden=64)
+        width=48, depth=2, mlp_dim=144, num_heads=3, patch_size=8, image_size=96, frame=a.frame,
+        scales=(24, 48, 96), decoder_width=32, decoder_depth=1, decoder_heads=2,
+        decoder_mlp_dim=96, surprise_hidden=48)
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.log_steps = 10
     c.ckpt_steps = 200
