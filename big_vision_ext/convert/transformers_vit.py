@@ -69,6 +69,11 @@ def read(file: pathlib.Path, config: Mapping[str, Any], seen: Mapping[str, Any])
     if all(names) and names != _numbered(model["num_classes"]):
       found["classes"] = names
   old = any(".layer." in name for name in tensors)
+  if kind == "pixio" and old:
+    # Its files have other names for the norms of a block.
+    named = lambda name: name.replace(".norm1.", ".layernorm_before.").replace(
+      ".norm2.", ".layernorm_after.")
+    tensors = Tensors({named(name): tensors.lazy(name) for name in tensors})
   params = tables.load(_table(kind, prefix, old), ours.shapes(task, model), tensors, str(file),
                        format="transformers", ignore=(rf"{prefix}pooler\..*",))
   return Weights(params=params, task=task, model=model, input=found, meta={"model_type": kind})

@@ -93,7 +93,6 @@ def fit(embed: Callable, model: Any, x: UInt8[np.ndarray, "n y x c"], y: Int[np.
   Returns:
     As `sgd_probe.until_no_gain`; its `params` have the `model` and the `head`.
   """
-  key = jax.random.key(seed)
   tx = optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(lr))
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -104,6 +103,7 @@ def fit(embed: Callable, model: Any, x: UInt8[np.ndarray, "n y x c"], y: Int[np.
 
   total = jax.jit(functools.partial(_loss, embed))
   with jax.set_mesh(_alone()):
+    key = jax.random.key(seed)
     width = jax.eval_shape(embed, model, {"image": x[:1]}).shape[-1]
     head = sgd_probe.initial(jax.random.fold_in(key, 0), width, classes)
     params = jax.tree.map(jnp.array, {"model": model, "head": head})

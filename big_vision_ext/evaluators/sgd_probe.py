@@ -104,11 +104,11 @@ def fit(x: Float[np.ndarray, "n d"], y: Int[np.ndarray, "n"], held_x: Float[np.n
     kernel (d, c) and bias (c,) with the lowest held-out loss, that `loss`, the number of `epochs`
     and, from 1, the `best_epoch`.
   """
-  key = jax.random.key(seed)
   # Each process does the same on a device of its own, whatever mesh the model lives on.
   alone = jax.make_mesh((1,), ("alone",), devices=jax.local_devices()[:1],
                         axis_types=(jax.sharding.AxisType.Auto,))
   with jax.set_mesh(alone):
+    key = jax.random.key(seed)
     x, held_x = (jnp.asarray(a, jnp.float32) for a in (x, held_x))
     y, held_y = (jnp.asarray(a, jnp.int32) for a in (y, held_y))
     params = initial(jax.random.fold_in(key, 0), x.shape[1], classes)

@@ -86,11 +86,16 @@ def test_the_evaluator_trains_a_copy_and_beats_the_frozen_features(task, place):
   params = task.init()
   before = {k: np.array(x) for k, x in params.items()}
   spec = {"lr": 0.05, "max_epochs": 30, "train_batch_size": 64}
-  found = [evaluators.make("f", spec | {"type": kind, "batch_size": 8}, task=task,
-                           **place(devices)).run(params)
-           for kind, devices in (("sgd_finetune", 1), ("sgd_finetune", 8), ("sgd_probe", 1))]
-  assert found[0] == found[1]
-  tuned, frozen = found[0], found[2]
+
+  def run(kind, devices):
+    where = place(devices)
+    evaluator = evaluators.make("f", spec | {"type": kind, "batch_size": 8}, task=task, **where)
+    # As within a training run.
+    with jax.set_mesh(where["mesh"]):
+      return evaluator.run(params)
+
+  tuned, frozen = run("sgd_finetune", 8), run("sgd_probe", 8)
+  assert tuned == run("sgd_finetune", 1)
   assert tuned["train_images"] == frozen["train_images"] and 1 <= tuned["best_epoch"] <= 30
   assert tuned["held_out_loss"] < frozen["held_out_loss"]
   for name, x in before.items():
