@@ -41,8 +41,9 @@ def take(
     tokens: of each sample.
     index: which to take.
     how: "gather", or "onehot", a product with a one-hot matrix: exact, since each output is one
-      term times 1, and its gradient is a product too instead of a scatter. Better on a TPU's
-      matrix unit, worse on a CPU.
+      term times 1, and its gradient is a product too instead of a scatter. By the compiler's own
+      estimate it takes 2 to 3 times as many cycles on a TPU v5e (libtpu 0.0.50, 49 of 196 rows of
+      1,024), and on a CPU it took 7 times as long.
   """
   if how == "gather":
     return jnp.take_along_axis(tokens, index[:, :, None], axis=1)
