@@ -1,15 +1,16 @@
 """What do transformers and open_clip make of a folder of CLIP's weights, and what do they save?
 
-Settings: a list of cases. One of the kind "load" reads `folder` with the library named by `peer` and
-fails if a tensor is missing or left over; one of the kind "make" builds `model`, draws every
+Settings: a list of cases. One of the kind "load" reads `folder` with the library named by `peer`
+and fails if a tensor is missing or left over; one of the kind "make" builds `model`, draws every
 parameter at random and saves it to `folder` as the library does: with `file` as one file of
-`torch.save` or, if `traced`, of `torch.jit.save`. Both run on `images` (b, y, x, 3), normalised, and
-`ids` (b, t) and give, under the case's name: `image_features` and `text_features`, `logits`, `loss`
-and `grad/NAME` of each parameter. With `half`, the file that is saved is what OpenAI's rounding makes
+`torch.save` or, if `traced`, of `torch.jit.save`. Both run on `images` (b, y, x, 3), normalised,
+and `ids` (b, t) and give, under the case's name: `image_features` and `text_features`, `logits`,
+`loss` and `grad/NAME` of each parameter. With `half`, what is saved is what OpenAI's rounding makes
 of the weights, and nothing is run. A case of the kind "shapes" builds a published `model` and gives
 `shape/NAME` of each parameter; one of the kind "resize" fits the position table `table` into a
-`model` as open_clip does, and gives `table`; one of the kind "tokenize" gives `ids` of `texts` by
-open_clip's tokenizer, the `vocabulary` that it has, and the `ids` of the tokenizer in `folder`.
+`model` as open_clip does, and gives `table`; one of the kind "tokenize" gives the `ids` of `texts`
+by open_clip's tokenizer, those by the one in `folder` (`local`), and those of `plain` ones by
+`transformers`; one of the kind "vocabulary" gives the `path` of open_clip's.
 """
 
 import json
@@ -93,8 +94,8 @@ def make(case, given):
     images, ids = tensors(given)
     torch.jit.save(torch.jit.trace(model, (images, ids)), folder / "clip.pt")
   elif case.get("file"):
-    torch.save({"epoch": 5, "state_dict": {f"module.{n}": x for n, x in model.state_dict().items()}},
-               folder / "clip.pt")
+    state = {f"module.{n}": x for n, x in model.state_dict().items()}
+    torch.save({"epoch": 5, "state_dict": state}, folder / "clip.pt")
   else:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": case["model"]}))
     safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")

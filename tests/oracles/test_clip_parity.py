@@ -71,10 +71,12 @@ PUBLISHED = {"ViT-B-32-quickgelu": "B/32", "ViT-B-16-quickgelu": "B/16",
 # Prompts of UniQA with the ids that its specification has, and what is hard.
 PROMPTS = {"bad": 2103, "poor": 3665, "fair": 2849, "good": 886, "perfect": 1878}
 PLAIN = ["a photo of a cat, sharp and well-exposed", "it's 2024: I'd say 12x better!!", "",
-         "A Blurry   PICTURE\twith noise-free sky \U0001f600\U0001f44d\U0001f3fd", "caf\u00e9 na\u00efve \u4f60\u597d",
+         "A Blurry   PICTURE\twith noise-free sky \U0001f600\U0001f44d\U0001f3fd",
+         "caf\u00e9 na\u00efve \u4f60\u597d",
          "a long text that does not fit " * 20]  # fmt: skip
-TEXTS = [*(f"{word} image" for word in PROMPTS), *PLAIN, "&lt;b&gt; &amp;amp; &quot;x&quot; &eacute;",
-         "fish &amp; chips\u2019 \u201cbest\u201d \ufb01ne \uff21\uff22", "a <|endoftext|> b"]  # fmt: skip
+TEXTS = [*(f"{word} image" for word in PROMPTS), *PLAIN,
+         "&lt;b&gt; &amp;amp; &quot;x&quot; &eacute;", "a <|endoftext|> b",
+         "fish &amp; chips\u2019 \u201cbest\u201d \ufb01ne \uff21\uff22"]  # fmt: skip
 
 
 def inputs(model, seed):
@@ -191,7 +193,7 @@ def test_features_loss_and_all_gradients_are_those_of_the_library(runs, root, na
 
 
 def test_halving_rounds_what_openai_rounds(runs, root):
-  """open_clip's conversion is OpenAI's, but that the class token goes with the matrices."""
+  """open_clip's conversion to half precision is OpenAI's."""
   read = convert.read(root / "half" / "clip.pt")
   assert "float16" in read.meta["precision"]
   half = {n for n, (_, dtype) in read.params.specs().items() if dtype == np.float16}
