@@ -116,7 +116,8 @@ def test_the_recipe_of_the_public_code_decays_every_parameter_through_the_moment
   update = jax.jit(tx.update)
   for step in range(1, 6):
     rng = np.random.default_rng(step)
-    grads = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), params)
+    grads = {n: rng.standard_normal(np.shape(x)).astype(np.float32) for n, x in flat.items()}
+    grads = trees.nest(grads)
     updates, state = update(grads, state, now)
     now = jax.tree.map(jnp.add, now, updates)
     for n, g in trees.flatten(grads).items():
