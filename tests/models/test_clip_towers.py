@@ -37,8 +37,8 @@ def encoder(p, x, causal, act):
     one = p[f"encoderblock_{i}"]
     a, y = one["MultiHeadDotProductAttention_0"], norm(one["LayerNorm_0"], x)
     q, k, v = (ref.project(a[name], y) for name in ("query", "key", "value"))
-    seen = lambda t: (t + 1) if causal else x.shape[1]
-    z = [ref.attend(q[:, t : t + 1], k[:, : seen(t)], v[:, : seen(t)]) for t in range(x.shape[1])]
+    seen = [t + 1 if causal else x.shape[1] for t in range(x.shape[1])]
+    z = [ref.attend(q[:, t : t + 1], k[:, :n], v[:, :n]) for t, n in enumerate(seen)]
     x = x + ref.project(a["out"], np.concatenate(z, 1), 2)
     x = x + ref.mlp(one["MlpBlock_0"], norm(one["LayerNorm_1"], x), act)
   return norm(p["encoder_norm"], x)
