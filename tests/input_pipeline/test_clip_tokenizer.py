@@ -16,8 +16,8 @@ from input_pipeline import clip_tokenizer, text
 
 MERGES = [("i", "n"), ("t", "h"), ("th", "e</w>"), ("a", "g"), ("i", "m"), ("im", "ag"),
           ("imag", "e</w>"), ("g", "o"), ("o", "d</w>"), ("go", "od</w>"), ("in", "g</w>"),
-          ("\u00f0", "\u0141"), ("'", "s</w>"), ("s", "h"), ("sh", "ar"), ("a", "r"), ("o", "p</w>"),
-          ("e", "r</w>"), ("1", "2</w>"), ("!", "!</w>")]  # fmt: skip
+          ("\u00f0", "\u0141"), ("'", "s</w>"), ("s", "h"), ("sh", "ar"), ("a", "r"),
+          ("o", "p</w>"), ("e", "r</w>"), ("1", "2</w>"), ("!", "!</w>")]  # fmt: skip
 TEXTS = ["The image", "it's  GOOD\n\tsharp-ish!!", "a &amp;lt;b&gt; &quot;the&quot; &rsquo;s", "",
          "good \U0001f600\U0001f44d the", "caf\u00e9 \u00dcn\u0131 \ufb01ne 12x3 \u00b2\u0968",
          "\u201cquoted\u201d", "image <|endoftext|> the", "x" * 40, "I'LL they've n't '''s _a_"]

@@ -93,14 +93,15 @@ def test_the_loss_is_the_formula_on_features_with_copies_as_right_ones(
     np.testing.assert_allclose(found[key], z, atol=1e-6)
 
 
-def test_images_are_normalised_with_the_statistics_of_the_config(task, params):
-  b = batch()
-  plain = make(mean=(0.0,) * 3, std=(1.0,) * 3)
-  pixels = b["image"] / 255.0
-  images = (pixels - np.array(formats.MEAN)) / np.array(formats.STD)
-  features = lambda towers, x: towers.img(x)[0]
-  z = plain.towers.apply({"params": params}, images.astype(np.float32), method=features)
-  np.testing.assert_allclose(task.outputs["image_features"](params, b), z, atol=1e-5)
+def test_images_are_normalised_with_the_statistics_of_the_config(task):
+  image = batch()["image"]
+  for found, mean, std in ((task, formats.MEAN, formats.STD),
+                           (make(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
+                            (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))):
+    want = (image / 255.0 - np.array(mean)) / np.array(std)
+    np.testing.assert_allclose(found.normalise(image), want, atol=1e-6)
+  with pytest.raises(ValueError, match="config.input.image_size=16"):
+    task.normalise(image[:, :8])
 
 
 def test_the_temperature_is_held_as_the_config_says(params):
