@@ -74,7 +74,7 @@ PLAIN = ["a photo of a cat, sharp and well-exposed", "it's 2024: I'd say 12x bet
          "caf\u00e9 na\u00efve \u4f60\u597d",
          "a long text that does not fit " * 20]  # fmt: skip
 TEXTS = [*(f"{word} image" for word in PROMPTS), *PLAIN,
-         "&lt;b&gt; &amp;amp; &quot;x&quot; &eacute;", "a <|endoftext|> b",
+         "&lt;b&gt; &amp;amp; &quot;x&quot; &eacute;",
          "fish &amp; chips\u2019 \u201cbest\u201d \ufb01ne \uff21\uff22"]  # fmt: skip
 
 
@@ -185,8 +185,9 @@ def test_features_loss_and_all_gradients_are_those_of_the_library(runs, root, na
   want = {key.removeprefix("grad/"): x for key, x in theirs.items() if key.startswith("grad/")}
   assert set(want) == set(mine)
   largest = max(np.abs(x).max() for x in want.values())
-  # Some gradients are zeros of rounded terms (that of a key's bias): compared with the largest.
-  errors = {n: np.abs(mine[n] - want[n]).max() / max(np.abs(want[n]).max(), 1e-2 * largest)
+  # The gradient of a key's bias is a zero of rounded terms: compared with the largest of all.
+  least = lambda n: largest if n.endswith("k_proj.bias") else 1e-2 * largest
+  errors = {n: np.abs(mine[n] - want[n]).max() / max(np.abs(want[n]).max(), least(n))
             for n in want}
   assert max(errors.values()) <= GRADIENTS, sorted(errors.items(), key=lambda e: -e[1])[:5]
 
