@@ -1,7 +1,7 @@
 """How does the transformers library keep SigLIP? `SiglipModel` and what is like it, both ways.
 
-(And `ViTMAEForPreTraining`, which `transformers_mae` reads and writes, and plain encoders and
-classifiers, `transformers_vit`.)
+(And `ViTMAEForPreTraining` and `CLIPModel`, which `transformers_mae` and `clip_transformers` read
+and write, and plain encoders and classifiers, `transformers_vit`.)
 
 Read are `SiglipModel`, `SiglipVisionModel` with and without `vision_model.` before its names (with
 it until version 4, without since 5), the buffers that versions before 4.31 saved along, and
@@ -19,6 +19,7 @@ import numpy as np
 
 from big_vision_ext.convert import (
   Weights,
+  clip_transformers,
   encoders,
   files,
   siglip,
@@ -44,7 +45,10 @@ _TEXT = _TOWER | dict(vocab_size=32_000, max_position_embeddings=64)
 _VISION = _TOWER | dict(patch_size=16, image_size=224, num_patches=256)
 _ACTS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 _PAIRS, _VISIONS = ("siglip", "siglip2"), ("siglip_vision_model", "siglip2_vision_model")
-_TYPES = (*_PAIRS, *_VISIONS, transformers_mae.MODEL_TYPE, *transformers_vit.MODEL_TYPES)
+# Kinds of models that modules of their own read and write, by our tasks.
+_OTHERS = {"mae": transformers_mae, "clip": clip_transformers}
+_TYPES = (*_PAIRS, *_VISIONS, *(module.MODEL_TYPE for module in _OTHERS.values()),
+          *transformers_vit.MODEL_TYPES)
 _BUFFERS = (r"(text|vision)_model\.embeddings\.position_ids",)
 _PREFIX = "vision_model."
 
@@ -128,8 +132,9 @@ def read(path: pathlib.Path) -> Weights:
   if kind not in _TYPES:
     raise ConvertError(f"{folder / 'config.json'}: its model_type is {kind!r}, expected one of "
                        f"{', '.join(_TYPES)}")
-  if kind == transformers_mae.MODEL_TYPE:
-    return transformers_mae.read(file, config)
+  for module in _OTHERS.values():
+    if kind == module.MODEL_TYPE:
+      return module.read(file, config)
   if kind in transformers_vit.MODEL_TYPES:
     seen = _preprocessing(folder, config.get("image_size"))
     return transformers_vit.read(file, config, seen)
@@ -163,6 +168,9 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 5e9, prog
   if _is_mae(weights):
     transformers_mae.write(out, weights, shard_bytes=shard_bytes, progress=progress)
     return None
+  if weights.task == "clip":
+    clip_transformers.write(out, weights, shard_bytes=shard_bytes, progress=progress)
+    return None
   if weights.task in encoders.TASKS:
     return transformers_vit.write(out, weights, shard_bytes=shard_bytes, progress=progress)
   siglip.check(weights, FORMAT)
@@ -192,7 +200,9 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 5e9, prog
 def usage(weights: Weights) -> str:
   """How to load an export, in Markdown."""
   if _is_mae(weights):
-    return transformers_mae.usage()
+    return transformers_mae.usage(weights)
+  if weights.task == "clip":
+    return clip_transformers.usage(weights)
   if weights.task in encoders.TASKS:
     return transformers_vit.usage(weights)
   model = "Siglip2Model" if weights.meta.get("model_type") == "siglip2" else "SiglipModel"
