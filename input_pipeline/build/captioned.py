@@ -1,4 +1,4 @@
-"""How do pictures get captions about quality and aesthetics? From descriptions, or UniQA's own JSON."""
+"""How do pictures get captions of quality and aesthetics? From descriptions, or UniQA's JSON."""
 
 import dataclasses
 import os

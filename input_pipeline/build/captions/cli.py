@@ -1,4 +1,4 @@
-"""python -m input_pipeline.build.captions: describe pictures, choose people's comments, export both."""
+"""python -m input_pipeline.build.captions: describe pictures, choose comments, export both."""
 
 import argparse
 import os
@@ -32,7 +32,7 @@ _BACKENDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a command; returns the exit status: 0 done, 1 an error, 3 pictures left, 130 interrupted."""
+  """Runs a command; returns 0: done, 1: an error, 3: pictures are left, 130: interrupted."""
   args = _parser().parse_args(argv)
   try:
     return {"describe": _describe, "purify": _purify, "export": _export}[args.command](args)
@@ -187,8 +187,8 @@ def _purify(args: argparse.Namespace) -> int:
     raise BuildError(f"{args.comments}: no comment was kept ({skips.by_reason(left_out)}; "
                      f"{'; '.join(counts.lines())})")
   if os.path.exists(args.out) and os.path.getsize(args.out):
-    raise BuildError(f"{args.out}: is there; its comments would be kept besides the new ones. Delete "
-                     "it, or choose another --out")
+    raise BuildError(f"{args.out}: is there; its comments would be kept besides the new ones. "
+                     "Delete it, or choose another --out")
   with caption_file.CaptionLog(args.out) as log:
     log.add(lines)
   print("\n".join([*counts.lines(), f"not used: {skips.by_reason(left_out)}",

@@ -1,8 +1,8 @@
 """How does a data set get described, once, whatever interrupts it?
 
 Each answer is a line of the output as soon as it is there; a picture that has its line is not asked
-about again, nor is one whose very file was described under another name. What is refused or empty is
-asked again, then counted, and never written: the next run asks for it.
+about again, nor is one whose very file was described under another name. What is refused or empty
+is asked again, then counted, and never written: the next run asks for it.
 """
 
 import collections
@@ -92,7 +92,8 @@ def describe(
     counts.
 
   Raises:
-    BuildError: nothing can be described (no ratings, an impossible shard), or the captioner gave up.
+    BuildError: nothing can be described (no ratings, an impossible shard), or the captioner gave
+      up.
   """
   if tries < 1 or (limit is not None and limit < 1):
     raise BuildError(f"tries {tries} and limit {limit} must be at least 1")

@@ -1,4 +1,4 @@
-"""Distorted photographs: deterministic, worse with strength, and never of one photograph on two sides."""
+"""Distorted photographs: deterministic, worse with strength, one photograph on one side."""
 
 import io
 
@@ -89,8 +89,8 @@ def test_squares_of_one_photograph_are_on_one_side_of_every_split(built):
     assert sum(found == {"test"} for found in photos.values()) == 3
 
 
-@pytest.mark.parametrize("change, words", [({"crops": 0}, "crops is 0"), ({"side": 16}, "side is 16"),
-                                           ({"seed": -1}, "seed is -1")])
+@pytest.mark.parametrize("change, words", [
+  ({"crops": 0}, "crops is 0"), ({"side": 16}, "side is 16"), ({"seed": -1}, "seed is -1")])
 def test_impossible_arguments_are_refused(tmp_path, change, words):
   with pytest.raises(ValueError, match=words):
     distorted.build(tmp_path, progress=False, **change)

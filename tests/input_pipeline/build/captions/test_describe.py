@@ -228,7 +228,8 @@ def test_captions_come_into_records_and_out_as_uniqas_json(data, tmp_path, capsy
     (images / "folder").mkdir(parents=True, exist_ok=True)
     (images / f"folder/p{k}.png").write_bytes(sample(k).image)
   more = tmp_path / "more.json"
-  more.write_text(json.dumps([{"image_path": "folder/p1.png", "prompt": ["Good light.", "It is poor."]}]))
+  more.write_text(json.dumps(
+    [{"image_path": "folder/p1.png", "prompt": ["Good light.", "It is poor."]}]))
   excluded = tmp_path / "names.txt"
   excluded.write_text("p2\n")
   back = tmp_path / "back"
