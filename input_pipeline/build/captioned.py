@@ -4,7 +4,9 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from input_pipeline import records
+import numpy as np
+
+from input_pipeline import records, text
 from input_pipeline.build import check, durable, plan, writer
 from input_pipeline.build import exclude as exclude_lib
 from input_pipeline.build.captions import caption_file, uniqa_json
@@ -130,6 +132,34 @@ def with_captions(
     caption_sources=[task for task, _ in both],
     global_text=sample.global_text if sample.caption_sources else next(iter(both))[1],
   )
+
+
+def count_cut(data: str, split: str, tokenizer: str, length: int) -> dict[str, tuple[int, int]]:
+  """How many captions are longer than what is read of them: {source: (longer, all)}.
+
+  Args:
+    data, split: a built data set, and which of its splits.
+    tokenizer: as `input.tokenizer`.
+    length: ids that are read.
+
+  Raises:
+    BuildError: there are no captions.
+    TokenizerError: no such tokenizer.
+  """
+  words = text.make_tokenizer(tokenizer)
+  found: dict[str, list[int]] = {}
+  for sample in records.open_dataset(data, split):
+    whole = [sample.global_text] if sample.global_text is not None else []
+    captions = sample.captions or whole
+    for task, caption in zip(sample.caption_sources or ["captions"] * len(captions), captions):
+      counts = found.setdefault(task, [0, 0])
+      # Whatever ends a text: of one that is cut, it stands where longer rows have a word.
+      short, long = (words.tokenize(caption, n) for n in (length, length + 1))
+      counts[0] += not np.array_equal(short, long[:length])
+      counts[1] += 1
+  if not found:
+    raise BuildError(f"{data} [{split}]: no picture has a caption")
+  return {task: (longer, count) for task, (longer, count) in sorted(found.items())}
 
 
 def export_uniqa(data: str, out: str, *, split: str | None = None) -> int:

@@ -276,3 +276,20 @@ def test_comments_are_purified_into_descriptions(data, tmp_path, capsys):
   report = capsys.readouterr().out
   assert "3 comments: 2 kept" in report and "comments-of-no-description 1" in report
   assert cli.main(args) == 1 and "is there" in capsys.readouterr().err
+
+
+def test_captions_longer_than_what_is_read_are_counted(tmp_path, capsys):
+  def described(k):
+    texts = ["abc", "abcd", "x" * (k + 1)]
+    return records.Sample(**{
+      **vars(sample(k)), "captions": texts, "global_text": texts[0],
+      "caption_sources": ["iqa", "iaa", "iaa"]})
+
+  report = writer.write_split(tmp_path, "all", range(3), described, progress=False)
+  writer.finish(tmp_path, {"all": report}, {})
+  args = ["lengths", "--data", str(tmp_path), "--tokenizer", "bytes", "--text-len", "4"]
+  assert cli.main(args) == 0
+  said = capsys.readouterr().out
+  # Three bytes and the end are four ids.
+  assert "iqa: 0 of 3 captions" in said and "iaa: 3 of 6 captions (50.0 %)" in said
+  assert "sentence_sampling" in said
