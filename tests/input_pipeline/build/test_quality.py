@@ -361,9 +361,9 @@ def test_the_published_table_of_flive_has_its_pictures_and_patches(tmp_path):
   pictures = {line.split(",")[0].rsplit("/", 1)[-1].lower() for line in whole}
   patches = [row for row in rows if quality._is_patch(row, spec)]
   assert len(patches) == sum("/patches/" in row.image for row in rows)
-  # Each belongs to a picture of the table, but for the few whose pictures are no longer there.
+  # Each belongs to a picture of the table.
   lost = [row for row in patches if spec.group(row.image) not in pictures]
-  assert len(patches) > 5_000 and len(lost) < 0.01 * len(patches)
+  assert len(patches) > 5_000 and not lost
 
 
 def test_the_wrong_scale_shows_in_the_published_koniq_as_well():
