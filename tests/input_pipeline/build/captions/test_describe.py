@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import records
+from input_pipeline import records, splits
 from input_pipeline.build import cli as build_cli
 from input_pipeline.build import writer
 from input_pipeline.build.captions import caption_file, cli, local
@@ -206,22 +206,21 @@ def test_captions_come_into_records_and_out_as_uniqas_json(data, tmp_path, capsy
   lines = [{"id": "p0", "task": "iaa_human", "text": text} for text in ("Nice.", "Wow.", "Nice.")]
   human.write_text("".join(json.dumps(x) + "\n" for x in [*lines, {**lines[0], "id": "p99"}]))
   status = build_cli.main(["--from", "described", "--images", data, "--annotations",
-                           f"{iqa},{human}", "--out", str(out), "--quiet"])
+                           f"{iqa},{human}", "--out", str(out), "--quiet", "--val-share", "0.3"])
   assert status == 0
-  found = {s.id: s for s in records.open_dataset(out, "all")}
+  found = {s.id: s for split in ("train", "val") for s in records.open_dataset(out, split)}
   assert len(found) == 10 and found["p0"].rating == sample(0).rating
   assert found["p0"].captions == ["It is bad.", "Nice.", "Wow."]
   assert found["p0"].caption_sources == ["iqa", "iaa_human", "iaa_human"]
   assert found["p1"].captions == ["It is poor."] and found["p1"].global_text == "It is poor."
   said = capsys.readouterr().out
   assert "picture-without-caption 2" in said and "caption-for-no-image 1" in said
-  assert records.read_manifest(out)["info"]["all"]["rated"] == {"dataset": "csv"}
 
   exported = tmp_path / "uniqa.json"
   assert cli.main(["export", "--data", str(out), "--out", str(exported)]) == 0
-  entries = json.loads(exported.read_text())
-  assert entries[0] == {"image_path": "folder/p0.png", "prompt": ["It is bad.", "Nice.", "Wow."]}
-  assert entries[1] == {"image_path": "folder/p1.png", "prompt": "It is poor."}
+  entries = {entry["image_path"]: entry for entry in json.loads(exported.read_text())}
+  assert entries["folder/p0.png"]["prompt"] == ["It is bad.", "Nice.", "Wow."]
+  assert entries["folder/p1.png"] == {"image_path": "folder/p1.png", "prompt": "It is poor."}
 
   images = tmp_path / "root"
   for k in range(9):
@@ -243,8 +242,21 @@ def test_captions_come_into_records_and_out_as_uniqas_json(data, tmp_path, capsy
   assert found["folder/p1.png"].captions == ["It is poor.", "Good light."]
   assert found["folder/p3.png"].global_text == "It is good." and not found["folder/p3.png"].captions
   assert cli.main(["export", "--data", str(back), "--out", str(tmp_path / "second.json")]) == 0
-  second = json.loads((tmp_path / "second.json").read_text())
-  assert second[0] == entries[0] and second[2] == entries[3]
+  second = {e["image_path"]: e for e in json.loads((tmp_path / "second.json").read_text())}
+  for k in (0, 3, 4, 5, 6, 7, 8):
+    assert second[f"folder/p{k}.png"] == entries[f"folder/p{k}.png"]
+
+
+def test_only_a_part_is_described_and_no_group_is_on_two_sides(data, tmp_path):
+  iqa, out = tmp_path / "iqa.jsonl", tmp_path / "out"
+  run(data, Scripted(lambda p, t: "Fine."), iqa)
+  args = ["--from", "described", "--images", data, "--annotations", str(iqa), "--quiet", "--out"]
+  assert build_cli.main([*args, str(out), "--part", "reference_1/train"]) == 0
+  there = [s.id for split in ("train", "val") for s in records.open_dataset(out, split)]
+  source = splits.select(records.open_dataset(data, "all"), "reference_1/train")
+  assert sorted(there) == sorted(s.id for s in source) and len(there) == 10
+  assert build_cli.main([*args, str(tmp_path / "one"), "--split", "all"]) == 0
+  assert len(records.open_dataset(tmp_path / "one", "all")) == 12
 
 
 @pytest.mark.parametrize("text, words", [
