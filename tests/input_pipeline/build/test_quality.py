@@ -244,6 +244,14 @@ def test_csv_asks_for_range_direction_and_columns(tmp_path, capsys):
           for s in found.values()] == [(0.75, 10, "x", "train"), (0.25, 30, "x", "test")]
 
 
+def test_pictures_of_ones_own_may_all_be_good(tmp_path):
+  images = koniq_of(tmp_path, np.linspace(4.5, 4.9, 21))
+  found, _ = build(tmp_path / "out", "csv", images, "--annotations",
+                   images / "koniq10k_distributions_sets.csv", "--image-column", "image_name",
+                   "--score-column", "MOS", "--mos-range", "1,5", "--higher-is-better")
+  assert len(found) == 21 and found["20"].rating.score == pytest.approx(0.975)
+
+
 def test_what_cannot_be_used_is_skipped_and_counted(tmp_path):
   images = draw(tmp_path / "im", "good.png", "twice.png")
   draw(images, "tiny.png", size=(90, 31))
