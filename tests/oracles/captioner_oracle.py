@@ -14,6 +14,7 @@ import exchange
 import numpy as np
 import tokenizers
 import torch
+import torchvision_stub  # noqa: F401  Before the library that imports torchvision.
 import transformers
 from PIL import Image
 
