@@ -11,12 +11,15 @@ from typing import Any
 
 from input_pipeline import records
 from input_pipeline.build import (
+  captioned,
   coco,
   folder,
   jsonl,
   layouts,
   masks,
   progress,
+  quality,
+  quality_tables,
   skips,
   tfds_source,
   visual_genome,
@@ -25,10 +28,16 @@ from input_pipeline.build import plan as plan_lib
 from input_pipeline.build.durable import BuildError
 from input_pipeline.build.writer import finish, write_split
 
+# What all data sets of rated pictures take; "all" of their images are in one split.
+_RATED = (
+  "images*", "annotations", "format", "mos_range", "higher_is_better", "lower_is_better", "splits",
+  "exclude_ids", "short_side",
+)
 # What each format takes besides the common options; a star marks what it cannot do without.
 _OPTIONS = {
   "sample": ("seed", "train_images", "val_images"),
   "digits": ("seed", "train_images", "val_images"),
+  "distorted": ("seed", "crops", "side"),
   "stl10": ("images*", "limit", "shard_size", "licence"),
   "folder": ("images*", "masks"),
   "jsonl": ("images*", "annotations*", "masks"),
@@ -37,9 +46,17 @@ _OPTIONS = {
   "tfds": (
     "images*", "tfds_split", "image_key", "text_key", "label_key", "box_key", "box_text_key",
   ),
+  "uniqa": ("images*", "annotations*", "exclude_ids"),
+  "described": ("images*", "annotations*", "part", "split", "val_share", "shard_size"),
+  **{name: _RATED for name in quality.NAMES},
+  "flive": (*_RATED, "patches"),
+  "csv": (
+    *(name for name in _RATED if name != "annotations"), "annotations*", "image_column",
+    "score_column", "group_column", "split_column",
+  ),
 }
 # What these take is all that is said there: they know their splits and files.
-_COMPLETE = ("sample", "digits", "stl10")
+_COMPLETE = ("sample", "digits", "stl10", "distorted", "described")
 _OF_READING = (
   "split", "val_share", "limit", "shard_size", "max_skip_share", "licence", "layout",
 )
@@ -51,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   began = time.monotonic()
   try:
     _check_options(args)
-    build = {"sample": _build_made, "digits": _build_made, "stl10": _build_stl10}
+    build = {
+      "sample": _build_made, "digits": _build_made, "distorted": _build_made,
+      "stl10": _build_stl10, "described": _build_described,
+    }
     set_aside = build.get(args.source, _build)(args)
     print(_summary(args.out, set_aside, time.monotonic() - began, args.source))
     return 0
@@ -80,12 +100,28 @@ def _parser() -> argparse.ArgumentParser:
   add("--threads", type=int, default=2, help="images checked at once (default 2)")
   add("--quiet", action="store_true", default=False, help="no progress line")
   add("--images", help="directory of the images; tfds: a prepared directory or a name; stl10: "
-      "stl10_binary")
-  add("--annotations", help="annotation file")
+      "stl10_binary; described: a built data set")
+  add("--annotations", help="annotation file; uniqa, described: several, joined by commas")
   add("--captions", help="coco: a COCO caption file, for global captions")
   add("--image-data", help="visual_genome: image_data.json, to check image sizes")
   add("--masks", help="directory of foreground masks: a/cat.png for the image a/cat.jpg, grey")
-  add("--split", help="put everything into this split (default: divide into train and val)")
+  add("--format", choices=("native", *quality_tables.FORMS),
+      help="rated pictures: who wrote the annotation file (default native; csv: csv)")
+  add("--mos-range", help="rated pictures: LO,HI of the scale the scores were given on")
+  add("--higher-is-better", action="store_true", help="csv: the scores grow with quality")
+  add("--lower-is-better", action="store_true", help="csv: the scores fall with it, as a DMOS")
+  add("--image-column", help="csv: column of the image files")
+  add("--score-column", help="csv: column of the scores")
+  add("--group-column", help="csv: column of what must not be on two sides of a split")
+  add("--split-column", help="csv: column of train, val or test")
+  add("--splits", help="rated pictures: pickle of splits (IQA-PyTorch, UniQA), by rows")
+  add("--exclude-ids", help="rated pictures, uniqa: file of names not to use, one a line")
+  add("--short-side", type=int,
+      help="rated pictures: reduce larger ones to this shorter side; 0 for none")
+  add("--part", help="described: only these of the rated pictures, as reference_1/train")
+  add("--patches", action="store_true", help="flive: patches as well as pictures")
+  add("--split", help="put everything into this split (default: divide into train and val; rated "
+      "pictures: all)")
   add("--val-share", type=float, help="share of images that becomes val, by id (default 0.02)")
   add("--limit", type=int, help="use only the first N images (stl10: of each split)")
   add("--shard-size", type=int, help="images per shard (default 256)")
@@ -100,7 +136,9 @@ def _parser() -> argparse.ArgumentParser:
   add("--label-key", help="tfds: class label of the whole image, for evaluation")
   add("--box-key", help="tfds: boxes, as objects/bbox")
   add("--box-text-key", help="tfds: captions or labels of the boxes, as objects/label")
-  add("--seed", type=int, help="sample, digits: seed (default 0)")
+  add("--seed", type=int, help="sample, digits, distorted: seed (default 0)")
+  add("--crops", type=int, help="distorted: squares of each photograph (default 3)")
+  add("--side", type=int, help="distorted: side of a picture in pixels (default 96)")
   add("--train-images", type=int, help="sample, digits: number of training images")
   add("--val-images", type=int, help="sample, digits: number of validation images")
   return parser
@@ -116,6 +154,9 @@ def _check_options(args: argparse.Namespace):
   for name in wanted:
     if name.endswith("*") and name[:-1] not in given:
       raise BuildError(f"--from {args.source} needs {_flag(name[:-1])}")
+  if args.source in quality.NAMES:
+    # A picture that is cut into tiles of JPEG anew is not the one that was rated.
+    known -= {"val_share", "layout"}
   if surplus := sorted(map(_flag, given - known)):
     raise BuildError(f"--from {args.source} does not take {', '.join(surplus)}")
   if "split" in given and "val_share" in given:
@@ -131,11 +172,12 @@ def _flag(name: str) -> str:
 
 
 def _build_made(args: argparse.Namespace) -> dict[str, int]:
-  from input_pipeline.build import digits, sample
+  from input_pipeline.build import digits, distorted, sample
 
-  given = {"seed": "seed", "train": "train_images", "val": "val_images"}
+  given = {"seed": "seed", "train": "train_images", "val": "val_images", "crops": "crops",
+           "side": "side"}
   options = {name: getattr(args, dest) for name, dest in given.items() if hasattr(args, dest)}
-  build = digits.build if args.source == "digits" else sample.build
+  build = {"digits": digits, "distorted": distorted, "sample": sample}[args.source].build
   build(args.out, threads=args.threads, progress=not args.quiet, **options)
   return {}
 
@@ -149,6 +191,14 @@ def _build_stl10(args: argparse.Namespace) -> dict[str, int]:
   return {}
 
 
+def _build_described(args: argparse.Namespace) -> dict[str, int]:
+  given = ("part", "split", "val_share", "shard_size")
+  options = {name: getattr(args, name) for name in given if hasattr(args, name)}
+  return captioned.build_described(
+    args.out, args.images, args.annotations, threads=args.threads, progress=not args.quiet,
+    **options)
+
+
 def _build(args: argparse.Namespace) -> dict[str, int]:
   """Reads, divides and writes; returns what was found and not used."""
   if not args.quiet:
@@ -157,8 +207,10 @@ def _build(args: argparse.Namespace) -> dict[str, int]:
   items = plan.items[:getattr(args, "limit", None)]
   if not items:
     found = skips.by_reason(plan.set_aside) or "nothing"
-    raise BuildError(f"{_input_of(args)}: no image with a caption (found: {found})")
-  if hasattr(args, "split"):
+    raise BuildError(f"{_input_of(args)}: no image with a caption or rating (found: {found})")
+  if args.source in quality.NAMES:
+    parts = {getattr(args, "split", "all"): items}
+  elif hasattr(args, "split"):
     parts = {args.split: items}
   else:
     train, val = plan_lib.split_by_hash(items, getattr(args, "val_share", 0.02))
@@ -182,7 +234,7 @@ def _build(args: argparse.Namespace) -> dict[str, int]:
   }
   if hasattr(args, "licence"):
     provenance["licence"] = args.licence
-  provenance |= layout.settings
+  provenance |= layout.settings | plan.info
   finish(args.out, reports, {split: provenance for split in reports}, version=layout.version)
   return dict(plan.set_aside)
 
@@ -191,6 +243,10 @@ def _plan(args: argparse.Namespace) -> plan_lib.Plan:
   def optional(name):
     return getattr(args, name, None)
 
+  if args.source in quality.NAMES:
+    return quality.plan_of(args.source, args.images, vars(args))
+  if args.source == "uniqa":
+    return captioned.read_uniqa(args.images, args.annotations, optional("exclude_ids"))
   if args.source == "folder":
     return folder.read(args.images)
   if args.source == "jsonl":
@@ -239,7 +295,12 @@ def _summary(out: str, set_aside: dict[str, int], seconds: float, source: str) -
   config = {
     "digits": f"configs/mim/focusmim.py:data={out},small",
     "stl10": f"configs/mim/focusmim.py:data={out}",
+    "distorted": f"configs/uniqa/demo.py:data={out}",
+    **{name: f"configs/uniqa/pretrain.py:data={out}" for name in ("uniqa", "described")},
+    **{name: f"configs/uniqa/adapter.py:dataset={'other' if name == 'csv' else name},data={out},"
+             "weights=W,tokenizer=clip:VOCABULARY" for name in quality.NAMES},
   }.get(source, f"configs/ps3/own_data.py:data={out}")
-  workdir = "runs/focusmim" if "mim" in config else "runs/own_data"
+  system = config.split("/")[1]
+  workdir = {"mim": "runs/focusmim", "uniqa": "runs/uniqa"}.get(system, "runs/own_data")
   lines.append(f"next: python -m big_vision_ext.train --config {config} --workdir {workdir}")
   return "\n".join(lines)
