@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import images, pictures, randaugment, records, text, tiles, transforms
+from input_pipeline import crops, images, pictures, randaugment, records, text, tiles, transforms
 from input_pipeline.input_config import InputConfig
 
 
 class LabelError(ValueError):
-  """A record of no class, or of one that was not expected; `reason` as of the others."""
+  """A record of no class or rating, or of a class not expected; `reason` as of the others."""
 
   def __init__(self, message: str, reason: str):
     super().__init__(message)
@@ -62,6 +62,8 @@ class ExampleMaker:
     extra = {}
     if self._config.num_classes and not whole:
       extra["label"] = np.empty((rows,), np.int32)
+    if self._config.scores and not whole:
+      extra["score"] = np.empty((rows,), np.float32)
     if not self._config.captions and not whole:
       return extra | {"image": images.empty((rows, size, size, 3))}
     if count and not whole:
@@ -107,13 +109,20 @@ class ExampleMaker:
     config = self._config
     if config.num_classes:
       batch["label"][row] = self._class_of(sample, where)
+    if config.scores:
+      batch["score"][row] = self._score_of(sample, where)
     size, shape = (sample.width, sample.height), self._crop_shape
-    least = transforms.least_decoded_size(*size, config.image_size, **shape)
+    plain = config.crop == "plain"
+    # A crop that is not resized is cut from the image at its full size.
+    least = None if plain else transforms.least_decoded_size(*size, config.image_size, **shape)
     picture = pictures.of(
       sample, where, least, lambda part, decode: self._cache.get((key, part), decode)
     )
     if not config.captions:
-      crop = transforms.random_crop(rng, *size, **shape, clamp=config.crop_clamp)
+      crop = (
+        transforms.plain_crop(rng, *size, config.image_size) if plain
+        else transforms.random_crop(rng, *size, **shape, clamp=config.crop_clamp)
+      )
       self._write_picture(batch, row, picture, crop, rng)
       return
     drawn = self.draw(sample, rng, where)
@@ -140,6 +149,12 @@ class ExampleMaker:
         f"{where}: the label {sample.label!r} is none of the {len(self._number)} classes of "
         "input.classes.", "unknown-class")
     return self._number[sample.label]
+
+  def _score_of(self, sample: records.Sample, where: str) -> float:
+    if sample.rating is None:
+      raise LabelError(f"{where}: the record has no rating, which input.scores asks for.",
+                       "no-rating")
+    return sample.rating.score
 
   @property
   def _crop_shape(self) -> dict[str, Any]:
@@ -187,7 +202,7 @@ class ExampleMaker:
 
   def _draw_caption(self, sample, region: int | None, rng, where: str) -> str:
     """A random part of a caption; raises CaptionError where nothing is left of it."""
-    caption = sample.global_text if region is None else sample.texts[region]
+    caption = self._whole_caption(sample, rng, where) if region is None else sample.texts[region]
     caption = transforms.clean_caption(caption)
     if self._config.sentence_sampling:
       caption = transforms.sample_sentences(caption, rng)
@@ -195,6 +210,18 @@ class ExampleMaker:
     if not caption:
       raise transforms.CaptionError(f"{where}: the caption has no words left after cleaning.")
     return caption
+
+  def _whole_caption(self, sample: records.Sample, rng: np.random.Generator, where: str) -> str:
+    """The global caption, or one of several; raises CaptionError if none is of those asked for."""
+    if not self._config.one_caption:
+      return sample.global_text
+    captions, sources = sample.captions or [sample.global_text], self._config.caption_sources
+    if sources:
+      captions = [c for c, of in zip(sample.captions, sample.caption_sources) if of in sources]
+    if not captions:
+      raise transforms.CaptionError(
+        f"{where}: none of its {len(sample.captions)} captions is of {', '.join(sources)}.")
+    return captions[int(rng.integers(len(captions)))]
 
   def _draw_more(self, sample, first: Draw, rng, where: str) -> list[tuple[int | None, str]]:
     """Further (region, caption) of what a crop shows, each of the image once if there are enough.
@@ -260,6 +287,10 @@ class ExampleMaker:
     if self._config.max_boxes:
       batch["boxes"][row] = 0
       batch["num_boxes"][row] = 0
+
+  def eval_crop(self, pixels: np.ndarray, box: np.ndarray, out: np.ndarray) -> None:
+    """Fills in a crop of an image's pixels at full size (`pictures.whole`)."""
+    crops.cut(pixels, box, self._config.image_size, out)
 
   def eval_image(self, sample: records.Sample, where: str) -> np.ndarray:
     """Returns the whole image squashed to S x S, or the square in its middle resized to that."""

@@ -6,8 +6,9 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from input_pipeline import images, randaugment, records
+from input_pipeline import crops, images, randaugment, records, splits
 from input_pipeline.mixture import Member
+from input_pipeline.ratings import CAPTION_SOURCES
 
 
 class InputError(ValueError):
@@ -22,6 +23,7 @@ class InputConfig:
     data: a data set's directory, or {name: {"path": directory, "weight": number}} for a mixture
       (weights are relative and 1 if left out).
     split: the split to read.
+    part: only these of its rated records, e.g. "reference_1/train"; see splits.py. "" for all.
     image_size: side S in pixels of the square images of a batch.
     resize: "bicubic", as published models were trained, or "fast"; see `images.resize_region`.
     tokenizer: "bytes", "sentencepiece:PATH" or "tokenizers:PATH".
@@ -35,6 +37,9 @@ class InputConfig:
     tile_size: side of a tile in pixels; it divides image_size. PS3 wants one cell of its grid:
       patch size times the largest scale over the lowest.
     view_size: side in pixels of the view; PS3 wants at least its second largest scale.
+    one_caption: an image with several captions of the whole is trained on with one of them, each as
+      likely, and not with its global caption.
+    caption_sources: only with captions of these, of "iqa", "iaa", "iaa_human"; () for any.
     captions_per_image: train on so many captions of each image, of other regions or of the whole:
       decoding, the crop and the low resolution serve all of them. Above 1, "text", "box" and
       "is_global" of a batch have an axis for them; evaluation has one caption a row.
@@ -43,10 +48,16 @@ class InputConfig:
     flip: mirror half of the training images, with their boxes.
     augment: what else happens to training images, e.g. "rand-m9-mstd0.5-inc1"; see
       `randaugment.parse`. "" for nothing.
+    crop: "resized", or "plain", with captions=False: training crops are random squares of image_size
+      pixels, as they are; only an image with a smaller side is enlarged.
     crop_clamp: a training crop that was drawn too wide or too tall is cut down to the image, and
       not drawn again (the random crop of TensorFlow models, and of MAE's linear probe).
     eval_crop: evaluate on the square in the middle whose side is this share of the image's shorter
       side, e.g. 0.875 for the usual "256, then the middle 224"; 0 for the whole, squashed.
+    eval_crops: what evaluation of rated images shows of each, at its own resolution: "ten_random",
+      "five_crop", "grid" or "center" (see crops.py); "" for the whole, as of other images.
+    scores: training batches carry the image's score, 0 worst to 1 best; a record without a rating
+      cannot be used.
     num_classes: training batches carry the number of the image's class; a record without one
       cannot be used. 0 ships none.
     classes: what the numbers mean: the names of the classes in their order, a file of them with one
@@ -62,6 +73,7 @@ class InputConfig:
 
   data: str | dict[str, dict[str, Any]]
   split: str = "train"
+  part: str = ""
   image_size: int = 1512
   resize: str = "bicubic"
   tokenizer: str = "bytes"
@@ -74,12 +86,17 @@ class InputConfig:
   tiles: int = 0
   tile_size: int = 140
   view_size: int = 1512
+  one_caption: bool = False
+  caption_sources: Sequence[str] = ()
   captions_per_image: int = 1
   captions: bool = True
   flip: bool = False
   augment: str = ""
+  crop: str = "resized"
   crop_clamp: bool = False
   eval_crop: float = 0.0
+  eval_crops: str = ""
+  scores: bool = False
   num_classes: int = 0
   classes: str | Sequence[str] = "train"
   max_boxes: int = 0
@@ -117,17 +134,46 @@ class InputConfig:
           f"input.{name} is {pair!r}, expected two numbers (least, greatest) above 0"
           + ("." if high == math.inf else f" and up to {high:g}.")
         )
-    for name in ("canonicalize", "sentence_sampling", "captions", "flip", "crop_clamp"):
+    switches = ("canonicalize", "sentence_sampling", "captions", "flip", "crop_clamp", "scores",
+                "one_caption")
+    for name in switches:
       if not isinstance(getattr(self, name), bool):
         raise InputError(f"input.{name} is {getattr(self, name)!r}, expected True or False.")
     if self.resize not in images.RESIZE_METHODS:
       raise InputError(f"input.resize is {self.resize!r}, expected one of {images.RESIZE_METHODS}.")
-    for name in ("split", "tokenizer", "augment"):
+    for name in ("split", "part", "tokenizer", "augment"):
       if not isinstance(getattr(self, name), str):
         raise InputError(f"input.{name} is {getattr(self, name)!r}, expected text.")
+    for name, known in (("crop", ("resized", "plain")), ("eval_crops", ("", *crops.KINDS))):
+      if getattr(self, name) not in known:
+        raise InputError(f"input.{name} is {getattr(self, name)!r}, expected one of {known}.")
+    self._check_captions()
+    if self.part:
+      splits.parse(self.part)
     _named_paths(self.data)
 
+  def _check_captions(self) -> None:
+    sources = self.caption_sources
+    if isinstance(sources, str) or not isinstance(sources, Sequence) or not (
+      set(sources) <= set(CAPTION_SOURCES)
+    ):
+      raise InputError(
+        f"input.caption_sources is {sources!r}, expected a list of some of {CAPTION_SOURCES}."
+      )
+    if sources and not self.one_caption:
+      raise InputError(
+        f"input.caption_sources is {sources!r} with one_caption=False, which takes the global "
+        "caption, whoever it is of. Set input.one_caption=True."
+      )
+    if self.one_caption and not self.captions:
+      raise InputError("input.one_caption is True with captions=False: there are none.")
+
   def _check_pictures(self) -> None:
+    if self.crop == "plain" and (self.captions or self.crop_clamp):
+      raise InputError(
+        f"input.crop is 'plain' with captions={self.captions}, crop_clamp={self.crop_clamp}: a "
+        "plain crop knows neither regions nor a shape. Set them to False, or input.crop='resized'."
+      )
     if isinstance(self.augment, str) and self.augment:
       randaugment.parse(self.augment)
     for name in ("augment", "crop_clamp", "eval_crop"):
@@ -179,15 +225,19 @@ def open_members(config: InputConfig, split: str | None = None) -> list[Member]:
 
   Args:
     config: names the data sets.
-    split: of each; None for the config's own.
+    split: of each, whole; None for the config's own, or the part of it.
 
   Raises:
     DatasetError: one of them is no data set or has no such split.
+    PartError: or no such part.
   """
-  return [
-    Member(name, records.open_dataset(path, config.split if split is None else split), weight)
-    for name, path, weight in _named_paths(config.data)
-  ]
+  members = []
+  for name, path, weight in _named_paths(config.data):
+    source = records.open_dataset(path, config.split if split is None else split)
+    if config.part and split is None:
+      source = splits.select(source, config.part, config.threads)
+    members.append(Member(name, source, weight))
+  return members
 
 
 def dataset_size(config: InputConfig) -> int:

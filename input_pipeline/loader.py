@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from input_pipeline import contents, labels
+from input_pipeline import contents, crops, labels, pictures
 from input_pipeline.examples import UNUSABLE, ExampleMaker
 from input_pipeline.input_config import (
   InputConfig,
@@ -41,6 +41,7 @@ _ITEMS = {
   "regions": "regions",
   "images": "images with a global caption",
   "labelled": "images with a class label",
+  "rated": "images with a rating",
   "all": "images",
 }
 # How many other records are tried for a position whose own cannot be used.
@@ -75,8 +76,8 @@ def train_stream(
     (b, max_boxes, 4), "num_boxes": int32 (b,)}: all boxes of the image that the crop shows, the
     chosen one first. If tiles > 0, "image" is the view (b, V, V, 3), and there are {"tiles": uint8
     (b, tiles, T, T, 3), "tile_at": int32 (b, tiles)}: tiles of the S x S image and their places in
-    its raster, -1 where there is none. If num_classes > 0, there is {"label": int32 (b,)}. With
-    captions=False, "image" and "label" are all.
+    its raster, -1 where there is none. If num_classes > 0, there is {"label": int32 (b,)}; if
+    scores, {"score": float32 (b,)}. With captions=False, "image" and these two are all.
 
   Raises:
     InputError, DatasetError, TokenizerError: at once, if it cannot start.
@@ -95,7 +96,7 @@ def eval_stream(
   config: InputConfig,
   *,
   batch_size: int,
-  items: Literal["regions", "images", "labelled", "all"] = "regions",
+  items: Literal["regions", "images", "labelled", "rated", "all"] = "regions",
   process_index: int = 0,
   process_count: int = 1,
   rows: Sequence[int] | None = None,
@@ -111,13 +112,14 @@ def eval_stream(
     config: what to read; mixture weights are ignored, each data set is gone through once.
     batch_size: rows of the global batch.
     items: "regions" (is_global False), or those with a caption of the whole ("images"), with a
-      class ("labelled") or of any kind ("all"), whose box is the whole image. Which class it is,
-      and further captions, `contents.of_config` says.
+      class ("labelled"), a rating ("rated") or of any kind ("all"), whose box is the whole image.
+      Which class or rating it is, and further captions, `contents.of_config` says. With
+      config.eval_crops, "rated" shows each image as several crops, one a row.
     process_index, process_count, rows: as for train_stream.
 
   Returns:
     a Stream of the arrays of train_stream with "mask" bool (b,), "index" int32 (b,), the running
-    number of the region or image, and "image_index" int32 (b,), the running number of the record
+    number of the region, image or crop, and "image_index" int32 (b,), the running number of the record
     (both -1 where mask is False). An image that cannot be decoded is masked, counted in `skipped`,
     and keeps its numbers from being used by others.
 
@@ -135,7 +137,7 @@ def eval_stream(
     found, skips = contents.of_source(member.source, config.threads)
     news.merge(skips)
     for i, entry in enumerate(found):
-      entries += [(member, i, first + i, region) for region in _rows_of(entry, items)]
+      entries += [(member, i, first + i, *shown) for shown in _rows_of(entry, items, config)]
     first += len(found)
   if not entries:
     names = ", ".join(member.source.name for member in members)
@@ -241,12 +243,12 @@ class _TrainBatches:
 
 
 class _EvalBatches:
-  """Evaluation batches over a list of (member, record, running image number, region)."""
+  """Evaluation batches over a list of (member, record, running image number, region, crop)."""
 
   def __init__(
     self,
     config: InputConfig,
-    entries: list[tuple[Member, int, int, int | None]],
+    entries: list[tuple[Member, int, int, int | None, np.ndarray | None]],
     batch_size: int,
     rows: Sequence[int],
   ):
@@ -263,25 +265,28 @@ class _EvalBatches:
     batch["mask"] = np.zeros(len(self._rows), bool)
     batch["index"] = np.full(len(self._rows), -1, np.int32)
     batch["image_index"] = np.full(len(self._rows), -1, np.int32)
-    last = None, None, None  # The image number, sample and picture of the row before.
+    last = None, None, None  # The image number, sample and pixels of the row before.
     for row, number in enumerate(self._rows):
       self._maker.write_padding(batch, row)
       item = int(k) * self._batch_size + number
       if item >= len(self._entries):
         continue
-      member, record, image_index, region = self._entries[item]
+      member, record, image_index, region, crop = self._entries[item]
       if last[0] != image_index:
         news.seen += 1
         try:
           sample = member.source[record]
-          picture = self._maker.eval_image(sample, member.source.where(record))
-          last = image_index, sample, picture
+          decode = self._maker.eval_image if crop is None else pictures.whole
+          last = image_index, sample, decode(sample, member.source.where(record))
         except UNUSABLE as e:
           news.skip(e, member.name)
           last = image_index, None, None
       if last[1] is None:
         continue
-      batch["image"][row] = last[2]
+      if crop is None:
+        batch["image"][row] = last[2]
+      else:
+        self._maker.eval_crop(last[2], crop, batch["image"][row])
       self._maker.write_eval(batch, row, last[1], region)
       batch["mask"][row] = True
       batch["index"][row] = item
@@ -289,12 +294,24 @@ class _EvalBatches:
     return batch, news
 
 
-def _rows_of(entry: contents.Entry, items: str) -> Sequence[int | None]:
-  """Returns the regions of a record to show; None stands for the whole."""
+def _rows_of(
+  entry: contents.Entry, items: str, config: InputConfig
+) -> list[tuple[int | None, np.ndarray | None]]:
+  """Returns the (region, crop) of a record to show; None stands for the whole."""
   if items == "regions":
-    return range(entry.regions)
-  shown = {"images": bool(entry.captions), "labelled": entry.label is not None, "all": True}
-  return [None] if shown[items] else []
+    return [(region, None) for region in range(entry.regions)]
+  shown = {
+    "images": bool(entry.captions),
+    "labelled": entry.label is not None,
+    "rated": entry.rating is not None,
+    "all": True,
+  }
+  if not shown[items]:
+    return []
+  if items == "rated" and config.eval_crops:
+    boxes = crops.boxes(config.eval_crops, entry.id, *entry.size, config.image_size)
+    return [(None, box) for box in boxes]
+  return [(None, None)]
 
 
 def _rows(

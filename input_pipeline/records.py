@@ -18,6 +18,7 @@ import numpy as np
 from grain import sources
 
 from input_pipeline import pyramid as pyramid_lib
+from input_pipeline import ratings
 
 FORMAT = "bve-regions"
 # 1: the encoded file as it was. 2: a pyramid of tiles in its place (`input_pipeline.pyramid`). A
@@ -55,7 +56,9 @@ class Sample:
     global_text: caption of the whole image, if there is one.
     source: where the image came from (a data set, a file), for messages and credits.
     label: name of the class the image belongs to, if it has one; for evaluation.
-    captions: captions of the whole image one by one, where it has several; for evaluation.
+    captions: captions of the whole image one by one, where it has several.
+    caption_sources: whom each of `captions` speaks for, of `ratings.CAPTION_SOURCES`, if known.
+    rating: what people thought of it, if they were asked.
     pyramid: the image as tiles of several sizes, in place of the file.
   """
 
@@ -69,6 +72,8 @@ class Sample:
   source: str = ""
   label: str | None = None
   captions: list[str] = dataclasses.field(default_factory=list)
+  caption_sources: list[str] = dataclasses.field(default_factory=list)
+  rating: ratings.Rating | None = None
   pyramid: pyramid_lib.Pyramid | None = None
 
 
@@ -96,6 +101,9 @@ def encode_sample(sample: Sample) -> bytes:
   # and readers of this version that know neither ignore them.
   fields |= {"label": sample.label} if sample.label is not None else {}
   fields |= {"captions": list(sample.captions)} if sample.captions else {}
+  if sample.caption_sources:
+    fields["caption_sources"] = list(sample.caption_sources)
+  fields |= {"rating": ratings.to_fields(sample.rating)} if sample.rating is not None else {}
   _sample_from(fields, "the sample to be written")
   try:
     return msgpack.packb(fields, use_bin_type=True)
@@ -153,7 +161,8 @@ _FIELDS = {
 }
 # What holds the pixels, by version.
 _PIXELS = {VERSION: {"image": bytes}, PYRAMID_VERSION: {"pyramid": dict}}
-_OPTIONAL = {"label": str, "captions": list}
+_OPTIONAL = {"label": str, "captions": list, "caption_sources": list, "rating": dict}
+_SOURCES = frozenset(ratings.CAPTION_SOURCES)
 
 
 def _known() -> str:
@@ -206,7 +215,19 @@ def _sample_from(fields: Mapping[str, Any], where: str) -> Sample:
     raise RecordError(
       f"{where}: {len(captions)} captions of the whole but no global caption.", "record-caption"
     )
+  sources = fields.get("caption_sources", [])
+  if sources and (len(sources) != len(captions) or not set(sources) <= _SOURCES):
+    raise RecordError(
+      f"{where}: sources of captions are {sources}, expected one of {sorted(_SOURCES)} for each "
+      f"of {len(captions)} captions.", "record-caption"
+    )
   _check_boxes(boxes, width, height, where)
+  rating = None
+  if "rating" in fields:
+    try:
+      rating = ratings.from_fields(fields["rating"])
+    except ratings.RatingError as e:
+      raise RecordError(f"{where}: rating: {e}.", "record-rating") from e
   pyramid = None
   if fields["version"] == PYRAMID_VERSION:
     try:
@@ -225,6 +246,8 @@ def _sample_from(fields: Mapping[str, Any], where: str) -> Sample:
     source=fields["source"],
     label=label,
     captions=list(captions),
+    caption_sources=list(sources),
+    rating=rating,
   )
 
 
@@ -257,10 +280,12 @@ class RecordSource:
   Threads may share one; it can be pickled into worker processes.
 
   Attributes:
-    directory, split: where it is; `name` has both, for messages.
+    directory, split: where it is; `name` has both, for messages. `part` is "", all of it.
     info: the manifest's "info": provenance, licence and how the data set was built.
     regions: number of boxes of the split, as the manifest says.
   """
+
+  part = ""
 
   def __init__(self, directory: str, split: str, manifest: Mapping[str, Any]):
     self.directory, self.split = directory, split

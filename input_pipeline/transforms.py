@@ -122,6 +122,13 @@ def _centre_crop(width: int, height: int, ratio: Sequence[float]) -> Crop:
   return 0, 0, width, height
 
 
+def plain_crop(rng: np.random.Generator, width: int, height: int, size: int) -> Crop:
+  """Draws a square of `size` pixels, or of the image's shorter side if that is less."""
+  side = min(size, width, height)
+  x, y = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
+  return x, y, side, side
+
+
 def crop_for_region(
   rng: np.random.Generator,
   width: int,
