@@ -79,10 +79,18 @@ def vit(
   pool_type: str = "map",
   rep_size: int = 0,
   num_classes: int = 0,
+  pooled_only: bool = False,
 ) -> int:
-  """A vision transformer on one image of `tokens` patches."""
+  """A vision transformer on one image of `tokens` patches.
+
+  With `pooled_only` the last block has the queries, outputs and mlp of the class token alone.
+  """
   total = patches(tokens, width, patch_size)
-  total += depth * block(tokens + (pool_type == "tok"), width, mlp_dim)
+  seen = tokens + (pool_type == "tok")
+  total += depth * block(seen, width, mlp_dim)
+  if pooled_only and pool_type == "tok":
+    keys = 4 * seen * width**2
+    total += block(1, width, mlp_dim, seen - 1) + keys - 4 * width**2 - block(seen, width, mlp_dim)
   if pool_type == "map":
     total += map_head(tokens, width, mlp_dim)
   vectors = tokens if pool_type == "none" else 1

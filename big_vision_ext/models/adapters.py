@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from big_vision_ext.models import blocks
+from big_vision_ext.models import activations, blocks
 from big_vision_ext.models.selection_head import Linear
 
 
@@ -34,7 +34,7 @@ class PoolAdapter(nn.Module):
     x = Linear(self.hidden, ("embed", "mlp"), **types, name="fc1")(x)
     for i in range(self.depth):
       x = x + AdapterBlock(self.hidden, **types, name=f"block_{i}")(x)
-    x = blocks.gelu(blocks.layer_norm("out_norm", 1e-5, **types)(x))
+    x = activations.gelu(blocks.layer_norm("out_norm", 1e-5, **types)(x))
     return Linear(self.features, ("mlp", "embed"), **types, name="fc2")(x)
 
 
@@ -48,5 +48,5 @@ class AdapterBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    x = blocks.gelu(blocks.layer_norm("norm", 1e-5, **types)(x))
+    x = activations.gelu(blocks.layer_norm("norm", 1e-5, **types)(x))
     return Linear(self.features, ("mlp", None), **types, name="fc")(x)

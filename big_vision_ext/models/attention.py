@@ -39,6 +39,7 @@ def attend(
   *,
   mask: Bool[Array, "b tk"] | None = None,
   spans: Spans | None = None,
+  causal: bool = False,
   implementation: str | None = None,
 ) -> Float[Array, "b tq h k"]:
   """Scaled dot-product attention, softmax in float32, result in the type of `q`.
@@ -50,6 +51,8 @@ def attend(
     mask: which keys may be attended to. A row without any true entry counts as all true.
     spans: see `Spans`; None if every query may attend to every key. Each group is attended to for
       itself, so that nothing is computed for keys that it may not read, in any implementation.
+    causal: no query attends to a key behind its own place. There are as many keys as queries then,
+      and neither `mask` nor `spans`.
     implementation: one of `IMPLEMENTATIONS`, or None for the best one of the platform that the
       mesh in force (`jax.set_mesh`) names, else of the default backend.
 
@@ -57,6 +60,8 @@ def attend(
     ValueError: shapes or types do not fit together, or the implementation is unknown.
   """
   _check(q, k, v, mask)
+  if causal:
+    return _causally(q, k, v, mask, spans, implementation)
   if spans is not None:
     return _by_spans(q, k, v, mask, spans, implementation)
   if mask is not None:
@@ -95,6 +100,22 @@ def platform() -> str:
   return getattr(device, "platform", None) or jax.default_backend()
 
 
+def _causally(q, k, v, mask, spans, implementation):
+  if mask is not None or spans is not None or q.shape[1] != k.shape[1]:
+    raise ValueError(
+      f"Causal attention is of tokens to themselves, without mask or spans; got {q.shape[1]} "
+      f"queries, {k.shape[1]} keys, mask={'none' if mask is None else mask.shape}, spans={spans}."
+    )
+  if implementation is None:
+    # What is causal here is short, texts; the fused kernels are for long sequences.
+    implementation = {"splash": "xla", "cudnn": "xla"}.get(chosen := _choose(q, k, mask), chosen)
+  if implementation == "heads":
+    return attention_cpu.attend(q, k, v, causal=True)
+  if implementation == "splash":
+    raise ValueError("Attention implementation 'splash' is not causal here; use 'xla'.")
+  return remat.name(_attend(implementation, q, k, v, None, True), "attention")
+
+
 def _by_spans(q, k, v, mask, spans, implementation):
   if sum(n for n, _ in spans) != q.shape[1] or not all(
     n > 0 and 0 < m <= k.shape[1] for n, m in spans
@@ -113,18 +134,21 @@ def _by_spans(q, k, v, mask, spans, implementation):
   return jnp.concatenate(parts, axis=1)
 
 
-def _attend(implementation, q, k, v, mask):
+def _attend(implementation, q, k, v, mask, causal=False):
   if implementation == "einsum":
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     mask = None if mask is None else mask[:, None, None, :]
+    mask = jnp.tri(q.shape[2], dtype=bool) if causal else mask
     return _heads_major(q, k, v, mask).transpose(0, 2, 1, 3)
   if implementation == "heads":
-    return attention_cpu.attend(q, k, v, mask)
+    return attention_cpu.attend(q, k, v, mask, causal)
   if implementation == "portable":
-    return _portably(q, k, v, mask)
+    return _portably(q, k, v, mask, causal)
   if implementation in ("xla", "cudnn"):
     mask = None if mask is None else mask[:, None, None, :]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+    return jax.nn.dot_product_attention(
+      q, k, v, mask=mask, is_causal=causal, implementation=implementation
+    )
   raise ValueError(
     f"Attention implementation {implementation!r} is unknown; it is one of {IMPLEMENTATIONS}."
   )
@@ -150,11 +174,13 @@ def _choose_cpu(q, k) -> str:
   return "einsum" if b * h * tq * k.shape[1] <= _MAX_STORED_SCORES else "heads"
 
 
-def _portably(q, k, v, mask):
+def _portably(q, k, v, mask, causal):
   """Each platform its own, of those that need nothing of the machine that traces."""
 
   def use(implementation):
-    return lambda q, k, v, *mask: _attend(implementation, q, k, v, mask[0] if mask else None)
+    return lambda q, k, v, *mask: _attend(
+      implementation, q, k, v, mask[0] if mask else None, causal
+    )
 
   operands = (q, k, v) if mask is None else (q, k, v, mask)
   others = dict.fromkeys(("tpu", "cuda", "rocm"), use("xla"))

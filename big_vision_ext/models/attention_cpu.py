@@ -24,44 +24,47 @@ def attend(
   k: Float[Array, "b tk h k"],
   v: Float[Array, "b tk h k"],
   mask: Bool[Array, "b tk"] | None = None,
+  causal: bool = False,
 ) -> Float[Array, "b tq h k"]:
   """Attention as in `attention.attend`; every row of `mask` has a true entry."""
-  return _attend(q, k, v, mask)
+  return _attend(causal, q, k, v, mask)
 
 
-@jax.custom_vjp
-def _attend(q, k, v, mask):
-  return _forward(q, k, v, mask)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(causal, q, k, v, mask):
+  return _forward(causal, q, k, v, mask)[0]
 
 
-def _forward(q, k, v, mask):
+def _forward(causal, q, k, v, mask):
   """The result, and the logarithm of each query's sum of exponentials, (h, n, b, t, 1)."""
 
   def head(out, i):
     keys, values = _head(k, i), _head(v, i)
 
-    def tile(q):
-      scores = _scores(q, keys, mask)
+    def tile(operands):
+      q, at = operands
+      scores = _scores(q, keys, mask, at if causal else None)
       top = scores.max(axis=-1, keepdims=True)
       weights = jnp.exp(scores - top)
       total = weights.sum(axis=-1, keepdims=True)
       out = _product("bts,bsd->btd", weights.astype(v.dtype), values) / total
       return out.astype(q.dtype), top + jnp.log(total)
 
-    one, lse = jax.lax.map(tile, _tiles(_scaled(_head(q, i)), k.shape[1]))
+    tiles = _tiles(_scaled(_head(q, i)), k.shape[1])
+    one, lse = jax.lax.map(tile, (tiles, _places(tiles)))
     return _put(out, one, i), lse
 
   return jax.lax.scan(head, jnp.zeros_like(q), jnp.arange(q.shape[2]))
 
 
-def _saving(q, k, v, mask):
-  out, lse = _forward(q, k, v, mask)
+def _saving(causal, q, k, v, mask):
+  out, lse = _forward(causal, q, k, v, mask)
   # Named, so that rematerialisation can keep them instead of attending once more.
   out, lse = remat.name(out, "attention"), remat.name(lse, "attention")
   return out, (q, k, v, mask, out, lse)
 
 
-def _backward(saved, grad):
+def _backward(causal, saved, grad):
   q, k, v, mask, out, lse = saved
   inner = jnp.sum(out.astype(jnp.float32) * grad.astype(jnp.float32), axis=-1, keepdims=True)
   cut = functools.partial(_tiles, keys=k.shape[1])
@@ -71,8 +74,8 @@ def _backward(saved, grad):
     keys, values = _head(k, i), _head(v, i)
 
     def tile(sums, operands):
-      q, grad, inner, lse = operands
-      weights = jnp.exp(_scores(q, keys, mask) - lse)
+      q, grad, inner, lse, at = operands
+      weights = jnp.exp(_scores(q, keys, mask, at if causal else None) - lse)
       slope = weights * (_product("btd,bsd->bts", grad, values) - inner)
       weights, slope = weights.astype(grad.dtype), slope.astype(q.dtype)
       to_k = _product("bts,btd->bsd", slope, q)
@@ -80,6 +83,7 @@ def _backward(saved, grad):
       return (sums[0] + to_k, sums[1] + to_v), _product("bts,bsd->btd", slope, keys).astype(q.dtype)
 
     tiles = (cut(_scaled(_head(q, i))), cut(_head(grad, i)), cut(_head(inner, i)), lse)
+    tiles += (_places(tiles[0]),)
     (to_k, to_v), to_q = jax.lax.scan(tile, (jnp.zeros(keys.shape, jnp.float32),) * 2, tiles)
     to_q, to_k, to_v = _scaled(to_q), to_k[None].astype(k.dtype), to_v[None].astype(v.dtype)
     return tuple(_put(x, one, i) for x, one in zip(grads, (to_q, to_k, to_v))), None
@@ -95,9 +99,20 @@ def _product(terms, x, y):
   return jnp.einsum(terms, x, y, preferred_element_type=jnp.float32)
 
 
-def _scores(q, k, mask):
+def _scores(q, k, mask, at):
+  """Scores of the queries at the places `at` (t,), None where it does not matter."""
   scores = _product("btd,bsd->bts", q, k)
-  return scores if mask is None else jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+  if at is not None:
+    mask = (jnp.arange(k.shape[1]) <= at[:, None])[None]
+  elif mask is not None:
+    mask = mask[:, None]
+  return scores if mask is None else jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+
+
+def _places(tiles):
+  """The place among all queries of each query of `tiles` (n, b, t, d), (n, t)."""
+  count, _, size, _ = tiles.shape
+  return jnp.arange(count * size).reshape(count, size)
 
 
 def _scaled(q):

@@ -18,30 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from big_vision_ext.models import attention, remat
-
-
-def gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-  """The exact GELU, x * P(N(0, 1) < x), by the error function, as PyTorch has it.
-
-  `nn.gelu` takes the complementary one: two polynomials, an exponential and a quotient. On a TPU,
-  where a product computes its operands on the fly, that is most of the product's program, and most
-  of the time to compile it. In float32 whatever `x` is: 1 + erf loses digits where x is negative.
-  """
-  wide = x.astype(jnp.float32)
-  return (wide * (0.5 + 0.5 * jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
-
-
-ACTIVATIONS: dict[str, Callable] = {
-  "gelu_tanh": functools.partial(nn.gelu, approximate=True),
-  "gelu": gelu,
-}
-
-
-def activation(name: str) -> Callable:
-  """The activation called `name`: "gelu_tanh" (big_vision, SigLIP) or "gelu" (exact; timm, PS3)."""
-  if name not in ACTIVATIONS:
-    raise ValueError(f"Activation act={name!r} is unknown; it is one of {sorted(ACTIVATIONS)}.")
-  return ACTIVATIONS[name]
+from big_vision_ext.models.activations import activation
 
 
 def constrain(x: Array, last: str) -> Array:
@@ -76,12 +53,14 @@ class Projection(nn.Module):
     features: output axes.
     axes: logical names of the kernel's axes.
     contract: how many trailing axes of the input are summed over.
+    use_bias: whether there is a bias.
     kernel_init: makes an initialiser, given in_axis and out_axis: all fans count flattened.
   """
 
   features: tuple[int, ...]
   axes: tuple[str | None, ...]
   contract: int = 1
+  use_bias: bool = True
   kernel_init: Callable = nn.initializers.xavier_uniform
   bias_init: Callable = nn.initializers.zeros_init()
   dtype: Any = jnp.float32
@@ -94,14 +73,15 @@ class Projection(nn.Module):
     init = self.kernel_init(in_axis=tuple(range(n)), out_axis=tuple(range(n, len(shape))))
     init = nn.with_logical_partitioning(init, self.axes)
     kernel = self.param("kernel", init, shape, self.param_dtype)
-    bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[n:])
-    bias = self.param("bias", bias_init, self.features, self.param_dtype)
     over = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
     # Cut as it is stored, and so is its gradient: devices send each other numbers of `dtype`, and
     # add up gradients into their own parts, instead of all into whole ones.
     kernel = nn.with_logical_constraint(kernel.astype(self.dtype), self.axes)
     y = jax.lax.dot_general(x.astype(self.dtype), kernel, (over, ((), ())))
-    return y + bias.astype(self.dtype)
+    if not self.use_bias:
+      return y
+    bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[n:])
+    return y + self.param("bias", bias_init, self.features, self.param_dtype).astype(self.dtype)
 
 
 def _xavier_fused(in_axis, out_axis):
@@ -121,10 +101,12 @@ class MultiHeadAttention(nn.Module):
 
   Attributes:
     fused_qkv_init: draw queries, keys and values as one matrix is drawn.
+    causal: no token reads what stands behind it; for `y` being `x`.
   """
 
   num_heads: int
   fused_qkv_init: bool = False
+  causal: bool = False
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -150,7 +132,8 @@ class MultiHeadAttention(nn.Module):
     if kv is not None:
       old = (x.reshape(*x.shape[:2], *k.shape[2:]).astype(k.dtype) for x in kv)
       k, v = (jnp.concatenate(pair, axis=1) for pair in zip(old, (k, v)))
-    z = constrain(attention.attend(q, k, v, mask=mask, spans=spans), "act_heads")
+    z = attention.attend(q, k, v, mask=mask, spans=spans, causal=self.causal)
+    z = constrain(z, "act_heads")
     out = Projection((d,), ("heads", "kv", "embed"), contract=2, **types, name="out")
     return remat.name(out(z), "attention_out"), own
 
@@ -194,6 +177,7 @@ class EncoderBlock(nn.Module):
   ln_eps: float = 1e-6
   dropout: float = 0.0
   fused_qkv_init: bool = False
+  causal: bool = False
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -227,8 +211,9 @@ class EncoderBlock(nn.Module):
       asked = jnp.concatenate([norm(constrain(kv, "act_embed")), asked], axis=1)
       kv = None
     mha = MultiHeadAttention(
-      self.num_heads, self.fused_qkv_init, **types, name="MultiHeadDotProductAttention_0"
-    )
+      self.num_heads, self.fused_qkv_init, self.causal, **types,
+      name="MultiHeadDotProductAttention_0",
+    )  # fmt: skip
     y, own = mha(asking, asked, kv, spans=spans)
     x = constrain(x + drop(y, deterministic), "act_embed")
     y = layer_norm("LayerNorm_1", self.ln_eps, **types)(x)
@@ -248,6 +233,7 @@ class Encoder(nn.Module):
     drop_path: how often the last block's branches are left out of a sample in training; it rises
       linearly from 0 at the first block.
     final_norm: whether there is an `encoder_norm`.
+    causal: no token reads what stands behind it (CLIP's texts); without `kv` and `spans`.
   """
 
   depth: int
@@ -261,6 +247,7 @@ class Encoder(nn.Module):
   drop_path: float = 0.0
   final_norm: bool = True
   fused_qkv_init: bool = False
+  causal: bool = False
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -277,6 +264,7 @@ class Encoder(nn.Module):
       self.ln_eps,
       self.dropout,
       self.fused_qkv_init,
+      self.causal,
       **types,
     )
     self.encoderblock = block() if self.scan else [block() for _ in range(self.depth)]
@@ -291,6 +279,7 @@ class Encoder(nn.Module):
     layers: Sequence[int] | None = None,
     keep_inputs: bool = False,
     spans: attention.Spans | None = None,
+    only_first: int | None = None,
   ):
     """Runs the blocks and the norm.
 
@@ -303,6 +292,8 @@ class Encoder(nn.Module):
       keep_inputs: give the inputs of the blocks instead of keys and values, out of which the next
         call makes these again: half the memory for them and for their gradients.
       spans: which keys, those of `kv` first, each group of tokens may read; see `attention.Spans`.
+      only_first: the last block gives the first so many tokens alone, computed from all, and `y`
+        is as long; `kv` is None then. Not under scan, whose blocks are one program.
 
     Returns:
       y (b, t, d) after the norm, and out: `blocks`, the raw output of every block of `layers`,
@@ -324,6 +315,9 @@ class Encoder(nn.Module):
       # A scan's body cannot be merged with its own recomputation, unrolled blocks could be.
       step = nn.remat(step, policy=policy, prevent_cse=not self.scan)
 
+    if only_first is not None and (self.scan or self.causal or kv is not None):
+      raise ValueError(f"only_first={only_first}: expected the loop layout (scan=False), no causal "
+                       "order and no keys and values of other tokens.")
     x = x.astype(self.dtype)
     if self.scan:
       x, blocks, new_kv = self._scanned(step, x, kv, rates, layers)
@@ -333,10 +327,14 @@ class Encoder(nn.Module):
       blocks, new_kv = [], []
       for i, block in enumerate(self.encoderblock):
         rate = None if rates is None else rates[i]
-        x, own = step(block, x, None if kv is None else kv[i], rate)
+        seen = None if kv is None else kv[i]
+        if only_first is not None and i == self.depth - 1:
+          # The inputs of the others, of which the block makes their keys.
+          x, seen = x[:, :only_first], x[:, only_first:]
+        x, own = step(block, x, seen, rate)
         blocks.append(x)
         new_kv.append(own)
-      new_kv = new_kv if kv is None else None
+      new_kv = new_kv if kv is None and only_first is None else None
       blocks = blocks if layers is None else [blocks[i] for i in layers]
     return self.norm(x), {"blocks": blocks, "last": x, "kv": new_kv}
 

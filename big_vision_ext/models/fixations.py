@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-from big_vision_ext.models import blocks, mae, positions, resample, vit
+from big_vision_ext.models import activations, blocks, mae, positions, resample, vit
 
 FRAMES = ("scene", "retinal")
 
@@ -296,7 +296,7 @@ class SurpriseHead(nn.Module):
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     into = lambda n, name: blocks.Projection((n,), ("embed", "out"), **types, name=name)
     x = blocks.layer_norm("norm", self.ln_eps, **types)(x)
-    x = blocks.gelu(into(self.hidden, "fc1")(x))
+    x = activations.gelu(into(self.hidden, "fc1")(x))
     return into(self.outputs, "fc2")(x).astype(jnp.float32)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from big_vision_ext.core import boxes
-from big_vision_ext.models import blocks, selection_head
+from big_vision_ext.models import activations, blocks, selection_head
 
 Grid = tuple[int, int]
 
@@ -94,10 +94,10 @@ class LookPolicy(nn.Module):
     x = x + selection_head.Linear(self.hidden, ("out", "mlp"), **types, name="whole")(
       overall
     )[:, None, None]
-    x = self._conv("far", blocks.gelu(x))
+    x = self._conv("far", activations.gelu(x))
     zeros = nn.initializers.zeros_init()
     kernel = self.param("out", zeros, (self.hidden, score.shape[1]), self.param_dtype)
-    x = blocks.gelu(x).astype(jnp.float32) @ kernel.astype(jnp.float32)
+    x = activations.gelu(x).astype(jnp.float32) @ kernel.astype(jnp.float32)
     return jnp.moveaxis(x, -1, 1)
 
   def _conv(self, name: str, x: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from big_vision_ext.models import blocks
+from big_vision_ext.models import activations, blocks
 
 _torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -79,7 +79,7 @@ class NormedMlp(nn.Module):
   def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     x = Linear(self.hidden, ("embed", "mlp"), **types, name="fc1")(x)
-    x = blocks.layer_norm("norm", 1e-5, **types)(blocks.gelu(x))
+    x = blocks.layer_norm("norm", 1e-5, **types)(activations.gelu(x))
     return Linear(self.features, ("mlp", "out"), self.used, **types, name="fc2")(x)
 
 
@@ -97,7 +97,7 @@ class PromptProj(nn.Module):
     self.fc2 = Linear(self.width, ("mlp", "out"), **types)
 
   def __call__(self, text: Float[Array, "b e"]) -> Float[Array, "b d"]:
-    return self.fc2(self.norm(blocks.gelu(self.fc1(text))))
+    return self.fc2(self.norm(activations.gelu(self.fc1(text))))
 
 
 def _padded(x: jax.Array) -> jax.Array:
@@ -174,7 +174,7 @@ class ConvNeXtBlock(nn.Module):
     y = Depthwise(**types, name="conv_dw")(x)
     y = blocks.layer_norm("norm", 1e-6, **types)(y)
     y = Linear(4 * self.dim, ("conv", "mlp"), **types, name="fc1")(y)
-    y = Linear(self.dim, ("mlp", "conv"), **types, name="fc2")(blocks.gelu(y))
+    y = Linear(self.dim, ("mlp", "conv"), **types, name="fc2")(activations.gelu(y))
     scale = self.param("scale", nn.initializers.constant(1e-6), (self.dim,), self.param_dtype)
     return x + y * scale.astype(self.dtype)
 

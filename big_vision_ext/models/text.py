@@ -1,6 +1,8 @@
-"""How does a text become one vector? A bidirectional transformer with big_vision's names.
+"""How does a text become one vector? A transformer with big_vision's names.
 
-There is no mask: padding is attended to, as in SigLIP, so texts are padded to the full length.
+As a rule there is no mask: padding is attended to, as in SigLIP, so texts are padded to the full
+length. CLIP's texts are read in causal order, and what stands behind the end of a text does not
+matter.
 """
 
 from typing import Any
@@ -11,7 +13,7 @@ from jaxtyping import Array, Int
 
 from big_vision_ext.models.blocks import Encoder, MAPHead, Projection
 
-_POOLS = ("last", "first", "mean", "max", "map")
+_POOLS = ("last", "first", "mean", "max", "map", "eot")
 
 
 class TextTransformer(nn.Module):
@@ -20,9 +22,13 @@ class TextTransformer(nn.Module):
   Attributes:
     out_dim: width of the output `head`; 0 for none.
     text_len: number of tokens.
-    pool_type: "last" (SigLIP), "first", "mean", "max" or "map".
+    pool_type: "last" (SigLIP), "first", "mean", "max", "map" or "eot" (CLIP), the token that ends
+      the text.
+    eot_id: which that is, at its first place; None: the largest id of the text.
+    causal: no token reads what stands behind it.
+    head_bias: whether the head has a bias.
     scan, remat_policy: see `blocks.Encoder`.
-    act: "gelu_tanh" (big_vision) or "gelu" (PS3's with SigLIP).
+    act: one of `activations.ACTIVATIONS`: "gelu_tanh" (big_vision), "gelu" (PS3's with SigLIP), ...
     dtype: type of computation. Parameters are `param_dtype` whatever it is.
   """
 
@@ -34,6 +40,9 @@ class TextTransformer(nn.Module):
   out_dim: int = 0
   text_len: int = 64
   pool_type: str = "last"
+  eot_id: int | None = None
+  causal: bool = False
+  head_bias: bool = True
   scan: bool = False
   remat_policy: str = "none"
   act: str = "gelu_tanh"
@@ -79,6 +88,7 @@ class TextTransformer(nn.Module):
       act=self.act,
       ln_eps=self.ln_eps,
       dropout=self.dropout,
+      causal=self.causal,
       **types,
       name="Encoder_0",
     )(x, deterministic=deterministic)
@@ -90,12 +100,19 @@ class TextTransformer(nn.Module):
       x = x.astype(jnp.float32).mean(axis=1).astype(x.dtype)
     elif self.pool_type == "max":
       x = x.max(axis=1)
+    elif self.pool_type == "eot":
+      # Of several equal ones argmax gives the first.
+      at = jnp.argmax(text if self.eot_id is None else text == self.eot_id, axis=1)
+      x = jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]
     else:
       x = x[:, -1 if self.pool_type == "last" else 0]
     out["pre_logits"] = x
     if self.out_dim:
-      init = nn.initializers.lecun_normal
-      x = Projection((self.out_dim,), ("embed", "out"), kernel_init=init, **types, name="head")(x)
+      head = Projection(
+        (self.out_dim,), ("embed", "out"), use_bias=self.head_bias,
+        kernel_init=nn.initializers.lecun_normal, **types, name="head",
+      )  # fmt: skip
+      x = head(x)
     return x, out
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from big_vision_ext.models.blocks import Encoder, MAPHead, Projection
+from big_vision_ext.models.blocks import Encoder, MAPHead, Projection, layer_norm
 
 # width, depth, mlp_dim, num_heads (Zhai et al. 2022, Alabdulmohsin et al. 2023; big_vision).
 _VARIANTS = {
@@ -35,7 +35,7 @@ _VARIANTS = {
 }
 _POOLS = ("map", "gap", "tok", "none")
 _POSEMBS = ("learn", "sincos2d")
-_POSEMB_FITS = ("resize", "crop")
+_POSEMB_FITS = ("resize", "stretch", "crop")
 _POSEMB_INITS = ("normal", "sincos2d_mae")
 
 
@@ -89,11 +89,17 @@ class ViT(nn.Module):
     patch_size: pixels, one number or height and width.
     pool_type: "map" (attention head), "gap" (mean), "tok" (class token) or "none".
     posemb_type: "learn" or "sincos2d".
-    posemb_fit: what a learned table does for another grid: "resize", or "crop" to its upper left
-      part (C-RADIO).
+    posemb_fit: what a learned table does for another grid: "resize" with its aspect ratio kept,
+      "stretch" to the grid whatever its aspect ratio (CLIP), or "crop" to its upper left part
+      (C-RADIO).
     posemb_init: what a learned table begins as: "normal", or "sincos2d_mae", MAE's fixed positions
       (which stay as they are if the optimiser freezes them).
     num_cls: class tokens in front, with `pool_type="tok"`, whose mean is the pooled vector.
+    cls_posemb: class tokens have positions of their own, `cls_pos_embedding` (CLIP).
+    pre_norm: a norm between the embedding and the first block (CLIP's `ln_pre`).
+    pooled_only: with `pool_type="tok"`, the last block is computed for the class tokens alone: 7 %
+      of a B/16 on 224 px less, and no `encoded`. Without effect under scan.
+    patch_bias, head_bias: whether patch embedding and head have a bias (CLIP's have none).
     patch_init: kernel of the patch embedding: "lecun", or "xavier" over all of a patch (MAE).
     fused_qkv_init: draw queries, keys and values as one matrix: xavier's bound is then smaller by
       the root of two (MAE, timm).
@@ -101,7 +107,7 @@ class ViT(nn.Module):
     num_classes: outputs of a linear head; 0 for none.
     head_zeroinit: whether that head starts at zero.
     scan, remat_policy, drop_path: see `blocks.Encoder`.
-    act: "gelu_tanh" (big_vision) or "gelu" (timm, PS3).
+    act: one of `activations.ACTIVATIONS`: "gelu_tanh" (big_vision), "gelu" (timm, PS3), ...
     dtype: type of computation. Parameters are `param_dtype` whatever it is.
   """
 
@@ -116,6 +122,11 @@ class ViT(nn.Module):
   posemb_fit: str = "resize"
   posemb_init: str = "normal"
   num_cls: int = 1
+  cls_posemb: bool = False
+  pre_norm: bool = False
+  pooled_only: bool = False
+  patch_bias: bool = True
+  head_bias: bool = True
   patch_init: str = "lecun"
   fused_qkv_init: bool = False
   rep_size: int = 0
@@ -142,7 +153,9 @@ class ViT(nn.Module):
     # A convolution whose stride is its size is a product over the pixels of a patch.
     axes = (None, None, None, "embed")
     init = lecun if self.patch_init == "lecun" else nn.initializers.xavier_uniform
-    self.embedding = Projection((self.width,), axes, contract=3, kernel_init=init, **types)
+    self.embedding = Projection(
+      (self.width,), axes, contract=3, use_bias=self.patch_bias, kernel_init=init, **types
+    )
     if self.posemb_type == "learn":
       h, w = self.posemb_grid
       init = nn.initializers.normal(self.width**-0.5)
@@ -151,6 +164,11 @@ class ViT(nn.Module):
       self.pos_embedding = self._vectors("pos_embedding", h * w, init)
     if self.pool_type == "tok":
       self.cls = self._vectors("cls", self.num_cls, nn.initializers.zeros_init())
+      if self.cls_posemb:
+        init = nn.initializers.normal(self.width**-0.5)
+        self.cls_pos_embedding = self._vectors("cls_pos_embedding", self.num_cls, init)
+    if self.pre_norm:
+      self.embedding_norm = layer_norm(None, self.ln_eps, **types)
     self.Transformer = Encoder(
       self.depth,
       self.mlp_dim,
@@ -173,7 +191,9 @@ class ViT(nn.Module):
       self.pre_logits = Projection((size,), ("embed", "out"), kernel_init=lecun, **types)
     if self.num_classes:
       init = _zeros if self.head_zeroinit else lecun
-      self.head = Projection((self.num_classes,), ("embed", "out"), kernel_init=init, **types)
+      self.head = Projection(
+        (self.num_classes,), ("embed", "out"), use_bias=self.head_bias, kernel_init=init, **types
+      )
 
   def make_pool(self, **types) -> nn.Module:
     """The attention head of `pool_type="map"`; models whose head has other sizes override it."""
@@ -187,9 +207,12 @@ class ViT(nn.Module):
       layers, or all tokens for `pool_type="none"`; and out: what `Encoder` gives, with
       `encoded` (b, t, d), `head_input` and, if they exist, `pre_logits` and `logits`.
     """
-    y, out = self.encode(self.embed(image), deterministic=deterministic)
+    alone = self.pooled_only and self.pool_type == "tok" and not self.scan
+    only_first = self.num_cls if alone else None
+    y, out = self.encode(self.embed(image), deterministic=deterministic, only_first=only_first)
     x = out["head_input"] = self.pool(y)
-    out["encoded"] = y[:, self.num_cls :] if self.pool_type == "tok" else y
+    if not alone:
+      out["encoded"] = y[:, self.num_cls :] if self.pool_type == "tok" else y
     if self.rep_size:
       x = out["pre_logits"] = nn.tanh(self.pre_logits(x))
     if self.num_classes:
@@ -210,9 +233,10 @@ class ViT(nn.Module):
     x = self.embed_patches(x.transpose(0, 1, 3, 2, 4, 5).reshape(b, gh * gw, ph, pw, c))
     x = x + self.posemb(gh, gw).astype(x.dtype)
     if self.pool_type == "tok":
-      cls = jnp.broadcast_to(self.cls.astype(x.dtype), (b, self.num_cls, self.width))
+      cls = self.cls + self.cls_pos_embedding if self.cls_posemb else self.cls
+      cls = jnp.broadcast_to(cls.astype(x.dtype), (b, self.num_cls, self.width))
       x = jnp.concatenate([cls, x], axis=1)
-    return x
+    return self.embedding_norm(x) if self.pre_norm else x
 
   def embed_patches(self, patches: Float[Array, "b n p q c"]) -> Float[Array, "b n d"]:
     """Patches -> tokens without positions."""
@@ -225,7 +249,8 @@ class ViT(nn.Module):
 
     A learned table of another grid is resized as a whole, keeping its aspect ratio, until it
     covers the grid, and its upper left part is taken (antialiased bicubic, A=-0.5; timm's rule).
-    With `posemb_fit="crop"` it is not resized.
+    With `posemb_fit="stretch"` it takes the grid's shape (likewise; open_clip's rule), with
+    "crop" it is not resized.
     """
     if self.posemb_type == "sincos2d":
       return jnp.asarray(sincos2d(gh, gw, self.width))
@@ -241,6 +266,8 @@ class ViT(nn.Module):
       return table.reshape(h, w, self.width)[:gh, :gw].reshape(gh * gw, self.width)
     scale = max(gh / h, gw / w)
     shape = (max(gh, round(h * scale)), max(gw, round(w * scale)), self.width)
+    if self.posemb_fit == "stretch":
+      shape = (gh, gw, self.width)
     table = table.reshape(h, w, self.width)
     table = jax.image.resize(table, shape, method="cubic", antialias=True)
     return table[:gh, :gw].reshape(gh * gw, self.width)

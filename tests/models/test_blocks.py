@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from big_vision_ext.models import blocks, layouts, vit
+from big_vision_ext.models import activations, blocks, layouts, vit
 from tests.models import vit_reference as ref
 from tests.models.tiny_vit import TINY, apply, assert_close, float64, make
 
@@ -50,7 +50,7 @@ def test_scan_equals_loop_in_values_and_gradients():
 def test_exact_gelu_is_x_times_the_normal_distribution(dtype, rounding):
   x = np.asarray(np.linspace(-9, 9, 5001), dtype)
   at = np.float64(x)
-  value, slope = jax.vmap(jax.value_and_grad(blocks.gelu))(jnp.asarray(x))
+  value, slope = jax.vmap(jax.value_and_grad(activations.gelu))(jnp.asarray(x))
   assert value.dtype == slope.dtype == dtype
   want = at * scipy.stats.norm.cdf(at)
   # One rounding of what is given back, and one of 1 + erf, which the factor x makes larger.
