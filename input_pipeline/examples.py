@@ -307,7 +307,7 @@ class ExampleMaker:
       batch["boxes"][row] = 0
       batch["num_boxes"][row] = 0
 
-  def eval_crop(self, pixels: np.ndarray, box: np.ndarray, out: np.ndarray) -> None:
+  def write_crop(self, pixels: np.ndarray, box: np.ndarray, out: np.ndarray) -> None:
     """Fills in a crop of an image's pixels at full size (`pictures.whole`)."""
     crops.cut(pixels, box, self._config.image_size, out)
 

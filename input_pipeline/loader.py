@@ -295,7 +295,7 @@ class _EvalBatches:
       if crop is None:
         batch["image"][row] = last[2]
       else:
-        self._maker.eval_crop(last[2], crop, batch["image"][row])
+        self._maker.write_crop(last[2], crop, batch["image"][row])
       self._maker.write_eval(batch, row, last[1], region)
       batch["mask"][row] = True
       batch["index"][row] = item

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline import images as images_lib
+from input_pipeline.ratings import Rating
 from input_pipeline.build.plan import Item, Region, readable, words_of
 from input_pipeline.build.skips import SkipRecord
 from input_pipeline.build.writer import BuiltSample
@@ -36,7 +37,7 @@ def loader_of(images: str | os.PathLike) -> Callable[[Item], BuiltSample]:
     if item.problem is not None:
       raise SkipRecord(*item.problem)
     return sample_from(
-      item.id, _read(images, item), item.regions, item.global_text, label=item.label,
+      item.id, read_file(images, item.files), item.regions, item.global_text, label=item.label,
       captions=item.captions, size=item.size, source=item.image,
     )
 
@@ -51,6 +52,9 @@ def sample_from(
   *,
   label: Any = None,
   captions: Sequence[Any] = (),
+  caption_sources: Sequence[str] = (),
+  rating: Rating | None = None,
+  least_side: int = 1,
   size: tuple[int, int] | None = None,
   source: str = "",
   relative: bool = False,
@@ -64,7 +68,11 @@ def sample_from(
     global_text: caption of the whole image, or None; an image with a label and no caption at all
       takes its words.
     label: name of its class, or None.
-    captions: captions of the whole image one by one; a single one is the global caption already.
+    captions: captions of the whole image one by one; a single one is the global caption already,
+      unless it is said whom it is of.
+    caption_sources: whom each of `captions` is of (`ratings.CAPTION_SOURCES`), or none.
+    rating: of the image, which is enough to be of use.
+    least_side: pixels that the shorter side has to have.
     size: (width, height) the boxes were made for, if known.
     source: where the image came from.
     relative: boxes are shares of width and height instead of pixels.
@@ -77,6 +85,8 @@ def sample_from(
   except images_lib.ImageError as error:
     raise SkipRecord(error.reason, str(error)) from error
   height, width = pixels.shape[:2]
+  if min(width, height) < least_side:
+    raise SkipRecord("image-too-small", f"{width} x {height}, expected {least_side} pixels a side")
   if size is not None and tuple(size) != (width, height):
     turned = "; its EXIF header turns it, the annotations do not" if size[::-1] == (
       width, height) else ""
@@ -96,14 +106,17 @@ def sample_from(
   label = _clean_label(label, dropped)
   if label is not None and global_text is None and not texts:
     global_text = words_of(label) or label
-  several = []
-  for caption in captions if len(captions) > 1 else ():
+  several, sources = [], []
+  for k, caption in enumerate(captions if len(captions) > 1 or caption_sources else ()):
     caption, problem = _clean_caption(caption)
     if problem:
       dropped.append((problem, "one of several global captions"))
     else:
       several.append(caption)
-  if not texts and global_text is None:
+      sources += caption_sources[k : k + 1]
+  if sources and global_text is None:
+    global_text = several[0]
+  if not texts and global_text is None and rating is None:
     raise SkipRecord("nothing-to-learn", _why_nothing(dropped))
   return BuiltSample(
     id=readable(name),
@@ -115,14 +128,21 @@ def sample_from(
     global_text=global_text,
     source=readable(source),
     label=label,
-    captions=several if len(several) > 1 and global_text is not None else [],
+    captions=several if (len(several) > 1 or sources) and global_text is not None else [],
+    caption_sources=sources,
+    rating=rating,
     dropped=dropped,
     mended=mended,
   )
 
 
-def _read(images: str | os.PathLike, item: Item) -> bytes:
-  for name in item.files:
+def read_file(images: str | os.PathLike, files: Sequence[str]) -> bytes:
+  """The bytes of the first of `files` there is under a directory.
+
+  Raises:
+    SkipRecord: there is none, or it cannot be read.
+  """
+  for name in files:
     try:
       with open(os.path.join(images, name), "rb") as file:
         return file.read()
@@ -130,7 +150,7 @@ def _read(images: str | os.PathLike, item: Item) -> bytes:
       continue
     except (OSError, ValueError) as error:
       raise SkipRecord("image-unreadable", f"{name}: {error}") from error
-  raise SkipRecord("image-missing", f"not in {os.fspath(images)}: {' nor '.join(item.files)}")
+  raise SkipRecord("image-missing", f"not in {os.fspath(images)}: {' nor '.join(files)}")
 
 
 def _storable(data: bytes, pixels: np.ndarray, mended: _Notes) -> bytes:

@@ -1,0 +1,225 @@
+"""How do rated pictures become records? From rows of scores, whoever wrote them, to items.
+
+`quality_native` and `quality_tables` read the rows; here scores are normalised, pictures are found
+whatever the case of their names, and what must not be used is left out.
+"""
+
+import dataclasses
+import io
+import os
+from collections.abc import Callable, Sequence
+
+from PIL import Image
+
+from input_pipeline import images as images_lib
+from input_pipeline import ratings
+from input_pipeline.build import check, plan, quality_native, quality_tables, split_files
+from input_pipeline.build.durable import BuildError
+from input_pipeline.build.quality_specs import DatasetSpec
+from input_pipeline.build.quality_tables import Row
+from input_pipeline.build.skips import SkipRecord
+from input_pipeline.build.writer import BuiltSample
+
+NAMES = (*quality_native.READERS, "csv")
+# A picture with a smaller side says nothing of its quality.
+LEAST_SIDE = 32
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RatedItem:
+  """One rated picture: its file under the image directory, and its rating or why it has none."""
+
+  id: str
+  image: str
+  rating: ratings.Rating
+  problem: tuple[str, str] | None = None
+
+
+def read(
+  name: str,
+  images: str,
+  annotations: str | None,
+  spec: DatasetSpec,
+  *,
+  form: str = "native",
+  columns: quality_tables.Columns | None = None,
+  split_file: str | None = None,
+  exclude: str | None = None,
+  patches: bool = False,
+) -> plan.Plan:
+  """Plans the build of a data set of rated pictures.
+
+  Args:
+    name: of the data set, one of `NAMES`.
+    images: directory of the pictures, in any folders.
+    annotations: the file of scores (several joined by commas); None to look for the native ones.
+    spec: scale, direction and groups.
+    form: "native", or one of `quality_tables.FORMS`.
+    columns: of a `csv` file.
+    split_file: pickle of splits, of the rows as they are counted in the files.
+    exclude: file of names (without their endings), one a line, of pictures to leave out.
+    patches: of FLIVE, its patches as well.
+
+  Raises:
+    BuildError: files that cannot be read, scores outside of the range, pictures found twice.
+  """
+  if not os.path.isdir(images):
+    raise BuildError(f"{images}: no such directory of images")
+  if form == "native":
+    rows = quality_native.read(name, images, annotations, patches=patches)
+  elif annotations is None:
+    raise BuildError(f"--format {form} needs --annotations, the file in that format")
+  else:
+    rows = quality_tables.read(form, annotations.split(","), columns or quality_tables.Columns())
+  splits = split_files.read(split_file, len(rows)) if split_file else [{}] * len(rows)
+  files = _Files(images)
+  items = [_item(row, extra, spec, files) for row, extra in zip(rows, splits)]
+  spec.check_spread([item.rating.score for item in items], rows[0].where.rsplit(",", 1)[0])
+  made = plan.Plan([], _loader(images, spec.short_side), {"short_side": spec.short_side})
+  made.items = _without(items, exclude, made) if exclude else items
+  made.items = plan.only_first_of_each_id(made.items)
+  _count(name, form, rows, items, files, spec, patches, made)
+  return made
+
+
+def info(spec: DatasetSpec) -> dict[str, object]:
+  """What the manifest says of the scale."""
+  return {"rated": {"dataset": spec.name, "mos_range": list(spec.mos_range),
+                    "lower_better": spec.lower_better}}
+
+
+class _Files:
+  """The image files of a directory, found by their path or bare name in any case."""
+
+  def __init__(self, images: str):
+    self._images = images
+    self.names = plan.image_files(images)
+    self._exact = set(self.names)
+    self._by_path: dict[str, list[str]] = {}
+    self._by_name: dict[str, list[str]] = {}
+    for name in self.names:
+      self._by_path.setdefault(name.lower(), []).append(name)
+      self._by_name.setdefault(os.path.basename(name).lower(), []).append(name)
+
+  def find(self, asked: str, where: str) -> str:
+    """The file that is meant; what was asked for if there is none. Raises BuildError for several."""
+    asked = asked.replace("\\", "/")
+    if asked in self._exact:
+      return asked
+    path = asked.lower()
+    found = self._by_path.get(path) or self._by_name.get(os.path.basename(path), [])
+    if len(found) > 1:
+      # A table's paths start above the image directory, or below it.
+      best = max(_same_ending(path, name) for name in found)
+      found = [name for name in found if _same_ending(path, name) == best]
+    if len(found) > 1:
+      raise BuildError(
+        f"{where}: {asked} may be {found[0]} or {found[1]} of {self._images}; give the directory of "
+        "one of them as --images"
+      )
+    return found[0] if found else asked
+
+
+def _same_ending(path: str, name: str) -> int:
+  """How many folders, from the file up, two paths have in common."""
+  count = 0
+  for one, other in zip(reversed(path.split("/")), reversed(name.lower().split("/"))):
+    if one != other:
+      break
+    count += 1
+  return count
+
+
+def _item(row: Row, extra: dict[str, str], spec: DatasetSpec, files: _Files) -> RatedItem:
+  file = files.find(row.image, row.where)
+  name = os.path.splitext(plan.readable(file))[0]
+  rating = ratings.Rating(
+    score=spec.score(row.mos, row.where),
+    mos=row.mos,
+    group=plan.readable(row.group or spec.group(name)),
+    splits={**row.splits, **extra},
+    votes=row.votes,
+  )
+  return RatedItem(id=name, image=file, rating=rating)
+
+
+def _without(items: Sequence[RatedItem], exclude: str, made: plan.Plan) -> list[RatedItem]:
+  """The items whose names are not in a file; counts those left out, and names that leave out none."""
+  try:
+    with open(exclude, encoding="utf-8-sig") as file:
+      names = {_key(line.strip()) for line in file if line.strip()}
+  except (OSError, UnicodeDecodeError) as error:
+    raise BuildError(f"{exclude}: cannot be read as a list of names ({error})") from error
+  kept = [item for item in items if not names & _keys(item)]
+  used = set().union(*(_keys(item) for item in items)) & names
+  made.set_aside["excluded-by-name"] += len(items) - len(kept)
+  made.set_aside["name-to-exclude-not-there"] += len(names) - len(used)
+  made.set_aside += type(made.set_aside)()  # Drops counts of none.
+  # What is left out decides what is built: another list is another build.
+  made.settings["excluded"] = sorted(used)
+  return kept
+
+
+def _key(name: str) -> str:
+  base = os.path.basename(name.replace("\\", "/"))
+  return os.path.splitext(base)[0].lower() if plan.is_image(base) else base.lower()
+
+
+def _keys(item: RatedItem) -> set[str]:
+  """The names a picture is excluded by: its own, and of FLIVE's from AVA their number there."""
+  own = _key(item.image)
+  picture = own.split("_patch_")[0]
+  picture = _key(picture)
+  number = picture.removeprefix("ava__")
+  return {own, picture, number}
+
+
+def _count(name, form, rows, items, files, spec, patches, made) -> None:
+  """Counts what is there and not used, and what was published and is not there."""
+  mentioned = {item.image for item in items}
+  groups = {item.rating.group.lower() for item in items} if spec.reference else set()
+  for file in files.names:
+    if file in mentioned:
+      continue
+    stem = os.path.splitext(os.path.basename(file))[0].lower()
+    patch = name == "flive" and not patches and "_patch_" in stem
+    kind = "patch" if patch else "reference-image" if stem in groups else (
+      "image-file-without-annotation")
+    made.set_aside[kind] += 1
+  missing = spec.expected - len(rows)
+  if missing > 0:
+    made.set_aside["row-published-but-not-there"] += missing
+
+
+def _loader(images: str, short_side: int) -> Callable[[RatedItem], BuiltSample]:
+  def load(item: RatedItem) -> BuiltSample:
+    if item.problem is not None:
+      raise SkipRecord(*item.problem)
+    data = check.read_file(images, (item.image,))
+    mended = []
+    if short_side:
+      data, mended = _reduced(data, item.image, short_side)
+    sample = check.sample_from(
+      item.id, data, (), None, source=item.image, rating=item.rating, least_side=LEAST_SIDE,
+    )
+    return dataclasses.replace(sample, mended=[*sample.mended, *mended])
+
+  return load
+
+
+def _reduced(data: bytes, where: str, short_side: int) -> tuple[bytes, list[tuple[str, str]]]:
+  """A file with its shorter side reduced to so many pixels, as PNG; as it is if that is no more."""
+  try:
+    width, height = images_lib.image_size(data, where)
+    if min(width, height) <= short_side:
+      return data, []
+    pixels = images_lib.decode_image(data, where)
+  except images_lib.ImageError as error:
+    raise SkipRecord(error.reason, str(error)) from error
+  factor = short_side / min(width, height)
+  size = tuple(max(short_side, round(side * factor)) for side in (height, width))
+  small = images_lib.resize_region(pixels, (0, 0, width, height), size)
+  out = io.BytesIO()
+  Image.fromarray(small).save(out, "PNG")
+  # Losslessly: the marks of a second JPEG are what is to be rated.
+  return out.getvalue(), [("image-reduced", f"was {width} x {height}")]
