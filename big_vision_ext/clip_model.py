@@ -35,11 +35,11 @@ class ClipTowers(LoadedModel):
     super().__init__(source, step, batch_size, tokenizer, pictures=False)
     # A run on images has the towers among its parameters.
     self.towers = getattr(self.task, "clip", None) or self.task
-    if self.task_name not in ("clip", "quality") or "text_features" not in self.towers.outputs:
+    if "text_features" not in self.towers.outputs:
       raise ValueError(
           f"{self.source}: holds weights of task {self.task_name!r} without CLIP's towers; expected "
           "a CLIP (OpenAI's, transformers', open_clip's, UniQA's or a run of ours)")
-    self.size, self.width = self.towers.image_size, self.towers.width
+    self.size, self.width = self.towers.image_size, self.towers.vision.num_classes
     self.sizes = [(self.size,) * 2]
     self._image = jax.jit(self.towers.outputs["image_features"])
     self._text = jax.jit(self.towers.outputs["text_features"])

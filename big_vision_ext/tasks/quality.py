@@ -21,6 +21,7 @@ import numpy as np
 from big_vision_ext.core import flops, typed
 from big_vision_ext.models import quality_adapter
 from big_vision_ext.objectives import levels
+from big_vision_ext.tasks import _towers
 from big_vision_ext.tasks import clip as clip_task
 from input_pipeline import text
 
@@ -81,19 +82,24 @@ class Task:
     set_field("image_size", None if c.clip is None else self.clip.image_size)
     set_field("adapter", quality_adapter.QualityAdapter(
         readout.values, c.reduction, c.zero_init_last))
-    set_field("outputs", {"quality": self.rate, "image_features": self.features})
+    set_field("width", c.width if c.clip is None else self.clip.vision.num_classes)
+    set_field("outputs", {"quality": self.rate, "quality_zero_shot": self.rate_unadapted,
+                          "image_features": self.features})
 
   @property
   def flops_per_example(self) -> int:
     """Model FLOPs of one training example: three times the adapter's, once the image tower's."""
-    d = self._width()
+    d = self.width
     head = 4 * d * (d // self.config.reduction) + 2 * d * len(self.readout.prompts)
-    return flops.train(head, frozen=self._tower_flops())
+    tower = 0
+    if self.clip is not None:
+      tower = self.clip.forward_flops() - _towers.text_flops(self.clip.text)
+    return flops.train(head, frozen=tower)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     score = jax.ShapeDtypeStruct((batch_size,), np.float32)
     if self.clip is None:
-      shape = (batch_size, self.config.width)
+      shape = (batch_size, self.width)
       return {"feature": jax.ShapeDtypeStruct(shape, np.float32), "score": score}
     shape = (batch_size, self.image_size, self.image_size, 3)
     return {"image": jax.ShapeDtypeStruct(shape, np.uint8), "score": score}
@@ -104,7 +110,7 @@ class Task:
     if self.clip is not None:
       words = jnp.zeros((1, self.clip.text.text_len), jnp.int32)
       params = dict(self.clip.init(rng, {"image": batch["image"][:1], "text": words}))
-    d = self._width()
+    d = self.width
     groups, count, each = self.readout.shape
     feature = jnp.zeros((1, d), jnp.float32)
     adapter = self.adapter.init(jax.random.fold_in(rng, 1), feature)["params"]
@@ -143,13 +149,10 @@ class Task:
     adapted, out = self.adapter.apply({"params": params["adapter"]}, features)
     return levels.score(adapted, params["texts"], params["t"][0], out["levels"])
 
-  def _width(self) -> int:
-    if self.clip is None:
-      return self.config.width
-    return self.clip.width
-
-  def _tower_flops(self) -> int:
-    return 0 if self.clip is None else self.clip.image_flops
+  def rate_unadapted(self, params, batch):
+    """The same without the adapter, with the values that levels begin with: zero-shot."""
+    return levels.score(
+        self.features(params, batch), params["texts"], params["t"][0], self.readout.values)
 
 
 def tokens(readout: levels.Readout, tokenizer: str, text_len: int) -> np.ndarray:
