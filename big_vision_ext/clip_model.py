@@ -1,5 +1,6 @@
 """How does a program get features of crops and of texts from CLIP's towers, a batch at a time?"""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 
@@ -60,10 +61,13 @@ class ClipTowers(LoadedModel):
 
   def prompts(self, readouts: Sequence[levels.Readout]) -> list[Float[np.ndarray, "g k v d"]]:
     """Embeddings of the prompts of readouts; raises ValueError if there is no tokenizer."""
-    tokenizer = self.preprocessing["tokenizer"] or getattr(self.task.config, "tokenizer", "")
-    if not tokenizer:
+    # A run of the task "quality" reads no captions: what it says of prompts is in its model.
+    known = self.preprocessing if self.task is self.towers else dataclasses.asdict(self.task.config)
+    if not known["tokenizer"]:
       raise ValueError(f"{self.source}: does not say how texts become tokens; give --tokenizer")
-    return quality.embed(self.text_features, readouts, tokenizer, self.towers.text.text_len)
+    return quality.embed(
+        self.text_features, readouts, tokenizer=known["tokenizer"],
+        canonicalize=known["canonicalize"], text_len=self.towers.text.text_len)
 
   def _in_batches(self, jitted, name: str, rows: np.ndarray, size: int) -> np.ndarray:
     out = []

@@ -48,8 +48,10 @@ class Evaluator:
 
   def run(self, params) -> dict[str, float]:
     with jax.set_mesh(self._mesh):
-      texts = quality.embed(lambda ids: self._text(params, ids), list(self._readouts.values()),
-                            self._input.tokenizer, self._text_len)
+      texts = quality.embed(
+          lambda ids: self._text(params, ids), list(self._readouts.values()),
+          tokenizer=self._input.tokenizer, text_len=self._text_len,
+          canonicalize=self._input.canonicalize)
       rows = _rated.crop_rows(self._image, params, self._input, self._batch_size, self._rows)
       scale = float(np.asarray(params["t"]).reshape(-1)[0])
     out = {}

@@ -11,7 +11,7 @@ of the prompts are parameters that stand still, `texts`: no step runs the text t
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -35,7 +35,8 @@ class Config:
     width: of those features.
     towers: where they come from, `path` and `fingerprint`, as the cache says; for rating pictures.
     prompts: see `objectives.levels.read`.
-    tokenizer: of the prompts, as `input.tokenizer`; with `clip`.
+    tokenizer, canonicalize: of the prompts, as those of the captions that the towers were trained
+      with (`input.tokenizer`, ...); with `clip`.
     measures: what the scores are of; names them where pictures are rated.
     reduction, zero_init_last: of `models.quality_adapter.QualityAdapter`.
   """
@@ -45,6 +46,7 @@ class Config:
   towers: dict[str, str] = dataclasses.field(default_factory=dict)
   prompts: str | dict[str, Any] = "uniqa"
   tokenizer: str = ""
+  canonicalize: bool = False
   measures: Literal["quality", "aesthetic"] = "quality"
   reduction: int = 2
   zero_init_last: bool = False
@@ -111,17 +113,17 @@ class Task:
       words = jnp.zeros((1, self.clip.text.text_len), jnp.int32)
       params = dict(self.clip.init(rng, {"image": batch["image"][:1], "text": words}))
     d = self.width
-    groups, count, each = self.readout.shape
     feature = jnp.zeros((1, d), jnp.float32)
     adapter = self.adapter.init(jax.random.fold_in(rng, 1), feature)["params"]
-    params |= {"adapter": adapter, "texts": jnp.zeros((groups, count, each, d), jnp.float32)}
+    params |= {"adapter": adapter, "texts": jnp.zeros((*self.readout.shape, d), jnp.float32)}
     return params if self.clip is not None else {"t": jnp.zeros((1,), jnp.float32), **params}
 
   def begin(self, params):
     """The parameters that a run begins with: texts of the prompts, by the text tower once."""
     if self.clip is None:
       return params
-    rows = jnp.asarray(tokens(self.readout, self.config.tokenizer, self.clip.text.text_len))
+    rows = tokens(self.readout, self.config.tokenizer, self.clip.text.text_len,
+                  self.config.canonicalize)
     z = self.clip.outputs["text_features"](params, {"text": rows})
     return {**params, "texts": z.astype(jnp.float32).reshape(params["texts"].shape)}
 
@@ -155,18 +157,26 @@ class Task:
         self.features(params, batch), params["texts"], params["t"][0], self.readout.values)
 
 
-def tokens(readout: levels.Readout, tokenizer: str, text_len: int) -> np.ndarray:
-  """The prompts of a readout as ids (n, text_len), as they stand: no cleaning, no canonical form."""
+def tokens(readout: levels.Readout, tokenizer: str, text_len: int, canonicalize: bool
+           ) -> np.ndarray:
+  """The prompts of a readout as ids (n, text_len), as captions of training were tokenised."""
   maker = text.make_tokenizer(tokenizer)
-  return np.stack([np.asarray(maker.tokenize(p, text_len), np.int32) for p in readout.prompts])
+  plain = text.canonicalize if canonicalize else str.strip
+  return np.stack([np.asarray(maker.tokenize(plain(p), text_len), np.int32)
+                   for p in readout.prompts])
 
 
-def embed(text_features, readouts: Sequence[levels.Readout], tokenizer: str, text_len: int
+def embed(text_features: Callable, readouts: Sequence[levels.Readout], **how: Any
           ) -> list[np.ndarray]:
-  """Embeddings (g, k, v, d) of the prompts of readouts; `text_features(ids (n, l)) -> (n, d)`."""
+  """Embeddings (g, k, v, d) of the prompts of readouts.
+
+  Args:
+    text_features: ids (n, l) -> (n, d).
+    readouts: what is asked.
+    **how: see `tokens`.
+  """
   out = []
   for readout in readouts:
-    z = np.asarray(text_features(tokens(readout, tokenizer, text_len)), np.float32)
-    groups, count, each = readout.shape
-    out.append(z.reshape(groups, count, each, -1))
+    z = np.asarray(text_features(tokens(readout, **how)), np.float32)
+    out.append(z.reshape(*readout.shape, -1))
   return out
