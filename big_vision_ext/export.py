@@ -4,9 +4,11 @@ Writes a folder that another library loads, with a card (README.md) that says wh
 
 - `npz`            big_vision's naming, for big_vision, open_clip's converter and this project
 - `ps3_torch`      `PS3Model.from_pretrained(E)` of ps3-torch; models of task "ps3"
-- `transformers`   `SiglipModel.from_pretrained(E)`, and `ViTMAEForPreTraining` of task "mae"
+- `transformers`   `SiglipModel.from_pretrained(E)`, `CLIPModel` of task "clip", and
+                   `ViTMAEForPreTraining` of task "mae"
 - `timm`           the image tower of task "siglip", for `timm.create_model`
-- `open_clip`      both towers of it, for `open_clip.create_model_from_pretrained`
+- `open_clip`      both towers of it or of task "clip", for `open_clip.create_model_from_pretrained`
+- `openai_clip`    openai/CLIP's state dict, which UniQA's has too; models of task "clip"
 - `mae`            facebookresearch/mae's state dict; models of task "mae"
 - `focusmim`       RobinWeiler/FocusMIM's state dict; models of task "focusmim"
 - `stablehlo`      the encoder as a program that any jax runs; models of task "ps3" (`serialize.py`)
@@ -29,7 +31,7 @@ _PROGRAM_FLAGS = ("looks", "tokens", "no_prompt", "platforms")
 
 
 def export(source: str, format: str, out: str, *, step: int | None = None,
-           dtype: str | None = None, shard_bytes: float = 5e9,
+           dtype: str | None = None, shard_bytes: float = 5e9, round_to_fp16: bool = False,
            console: console_lib.Console | None = None, **options) -> list[pathlib.Path]:
   """Writes the weights of `source` into the folder `out`; returns the files.
 
@@ -40,6 +42,8 @@ def export(source: str, format: str, out: str, *, step: int | None = None,
     step: checkpoint of a run; default the latest.
     dtype: "float32", "bfloat16" or "float16"; default: as they are.
     shard_bytes: largest size of a safetensors file.
+    round_to_fp16: of CLIP: the values that openai/CLIP computes with; see
+      `convert.clip.round_to_fp16`.
     console: tells how it goes.
     **options: of the format; see the command line.
 
@@ -47,8 +51,10 @@ def export(source: str, format: str, out: str, *, step: int | None = None,
     ValueError: weights that cannot be read, or that the format cannot hold.
   """
   from big_vision_ext import convert, weights
+  from big_vision_ext.convert import clip
 
   found = weights.read(source, step)
+  found = clip.round_to_fp16(found) if round_to_fp16 else found
   total = sum(convert.Tensors(found.params).lazy(n).nbytes for n in found.params)
   written = 0
 
@@ -123,6 +129,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--shard_gb", type=float,
                       help="largest size of a file of ps3_torch or transformers; default: 5")
   parser.add_argument("--layout", help="of npz: loop (one array per block, the default) or scan")
+  parser.add_argument("--round_to_fp16", action="store_true", help="of CLIP: round matrices as "
+                      "openai/CLIP does before it computes with them, to compare with it")
   program = parser.add_argument_group("of stablehlo, fixed when it is written")
   program.add_argument("--looks", type=int, help="looks at high resolution; default: 1")
   program.add_argument("--tokens", type=int, help="high-resolution tokens in total, instead")
@@ -140,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.layout and options.format != "npz":
       raise ValueError(f"--layout is for --format npz, not {options.format}")
     extra = {"layout": options.layout} if options.layout else {}
+    if options.round_to_fp16 and options.format == STABLEHLO:
+      raise ValueError(f"--round_to_fp16 is for formats of weights, not {STABLEHLO}")
     source = options.workdir or options.weights
     if options.shard_gb is not None and options.format not in _SHARDED:
       raise ValueError(f"--shard_gb is for {' and '.join(_SHARDED)}; {options.format} is one file")
@@ -153,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
       _refuse_program_flags(options)
       paths = export(source, options.format, options.out, step=options.step, dtype=options.dtype,
-                     shard_bytes=shard_gb * 1e9, console=console, **extra)
+                     shard_bytes=shard_gb * 1e9, round_to_fp16=options.round_to_fp16,
+                     console=console, **extra)
     size = sum(p.stat().st_size for p in paths) / 1e6
     console.say(f"Wrote {options.out}: {len(paths)} files, {size:,.1f} MB")
   return console_lib.exit_code(command, options.debug)

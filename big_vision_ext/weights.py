@@ -28,7 +28,7 @@ from input_pipeline import input_config, text
 
 # What concerns the training of towers and not what they compute.
 _TRAINING_FIELDS = ("scan", "remat_policy", "dtype", "param_dtype", "dropout", "drop_path",
-                    "head_zeroinit", "parent", "name")
+                    "head_zeroinit", "pooled_only", "parent", "name")
 # Written apart, and what concerns the training of the task.
 _NOT_OF_MODELS = ("image", "text", "contrast")
 _TABLE = re.compile(r"(.*/)?(pos_embedding|pos_emb_residual_\d+)")

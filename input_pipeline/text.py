@@ -1,8 +1,8 @@
 """How a caption becomes ids: canonical text, and tokenisers behind one interface.
 
-A tokeniser is named by a string: "bytes", "sentencepiece:PATH" or "tokenizers:PATH", the last two
-with optional "?pad=1,eos=1" where the ids differ from what the file itself says (SigLIP pads its
-SentencePiece ids with 1, the end-of-sequence id).
+A tokeniser is named by a string: "bytes", "sentencepiece:PATH", "tokenizers:PATH" or "clip:PATH", the
+last three with optional "?pad=1,eos=1" where the ids differ from what the file itself says (SigLIP
+pads its SentencePiece ids with 1, the end-of-sequence id).
 """
 
 import abc
@@ -41,10 +41,11 @@ def make_tokenizer(spec: str) -> Tokenizer:
   kind, _, rest = spec.partition(":")
   if kind == "bytes" and not rest:
     return ByteTokenizer()
-  kinds = {"sentencepiece": SentencePieceTokenizer, "tokenizers": JsonTokenizer}
+  kinds = {"sentencepiece": SentencePieceTokenizer, "tokenizers": JsonTokenizer, "clip": _clip}
   if kind not in kinds:
     raise TokenizerError(
-      f'tokenizer is {spec!r}; expected "bytes", "sentencepiece:PATH" or "tokenizers:PATH".'
+      f'tokenizer is {spec!r}; expected "bytes", "sentencepiece:PATH", "tokenizers:PATH" or '
+      '"clip:PATH".'
     )
   path, _, options = rest.partition("?")
   ids = {}
@@ -55,9 +56,16 @@ def make_tokenizer(spec: str) -> Tokenizer:
         f'tokenizer {spec!r}: option {option!r} is not understood; expected "pad=ID" or "eos=ID".'
       )
     ids[name] = int(value)
-  if not os.path.isfile(path):
+  # CLIP's own says where its vocabulary is to be had.
+  if kind != "clip" and not os.path.isfile(path):
     raise TokenizerError(f"tokenizer {spec!r}: there is no file {path!r}.")
   return kinds[kind](path, **ids)
+
+
+def _clip(path: str, **ids: int) -> Tokenizer:
+  from input_pipeline import clip_tokenizer  # It is made of what is below.
+
+  return clip_tokenizer.ClipTokenizer(path, **ids)
 
 
 class _Base(abc.ABC):
@@ -235,9 +243,16 @@ def canonicalize(text: str) -> str:
   """Returns a caption in PS3's canonical form (open_clip's "canonicalize").
 
   HTML entities are resolved twice, "_" becomes a space, ASCII punctuation is dropped, letters are
-  lowered and white space is squeezed. The original runs `ftfy` first; here straight quotes,
-  ligatures, full-width ASCII, control characters and NFC are done alike, but text that was decoded
-  with the wrong encoding is not repaired.
+  lowered and white space is squeezed. The original runs `ftfy` first; see `plain`.
   """
-  text = unicodedata.normalize("NFC", html.unescape(html.unescape(text)).translate(_PLAIN))
+  text = plain(html.unescape(html.unescape(text)))
   return " ".join(text.replace("_", " ").translate(_NO_PUNCTUATION).lower().split())
+
+
+def plain(text: str) -> str:
+  """Returns a text with plain characters, as far as `ftfy` is followed here.
+
+  Straight quotes, no ligatures, full-width ASCII as ASCII, no control characters, NFC. Text that was
+  decoded with the wrong encoding is not repaired.
+  """
+  return unicodedata.normalize("NFC", text.translate(_PLAIN))

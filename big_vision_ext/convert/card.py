@@ -9,10 +9,12 @@ TITLES = {
     "npz": "big_vision's naming, one npz file", "ps3_torch": "ps3-torch (PyTorch)",
     "transformers": "transformers (PyTorch)", "mae": "facebookresearch/mae (PyTorch)",
     "focusmim": "RobinWeiler/FocusMIM (PyTorch)", "timm": "timm (PyTorch)",
-    "open_clip": "open_clip (PyTorch)"}
+    "open_clip": "open_clip (PyTorch)", "openai_clip": "openai/CLIP (PyTorch)"}
 _TASKS = {
     "siglip": "a SigLIP model: an image tower and a text tower trained with the sigmoid loss "
               "(arXiv 2303.15343)",
+    "clip": "a CLIP model: an image tower and a text tower trained to find each other's partner in "
+            "a batch (arXiv 2103.00020)",
     "ps3": "a PS3 model: a vision encoder that sees the whole image at low resolution and selected "
            "patches at high resolution, with its text tower (arXiv 2503.19903)",
     "mae": "a masked autoencoder: a vision transformer that encodes the visible patches of an "
@@ -71,9 +73,11 @@ def _preprocessing(weights: Any) -> str:
   mean, std = (seen.get(k, weights.model.get(k, image.get(k, 0.5))) for k in ("mean", "std"))
   how = {"bicubic": "antialiased bicubic", "fast": "area averaging when it gets smaller"}
   resize = how.get(seen.get("resize", "bicubic"), seen.get("resize"))
-  lines = [
-      f"Images: RGB, resized to {width} x {height} px without keeping the aspect ratio ({resize}), "
-      f"divided by 255, then (x - mean) / std with mean {_short(mean)} and std {_short(std)}."]
+  how = f"resized to {width} x {height} px without keeping the aspect ratio ({resize})"
+  if weights.task == "clip":
+    how = f"the shorter side resized to {height} px ({resize}), the middle {width} x {height} px"
+  lines = [f"Images: RGB, {how}, divided by 255, then (x - mean) / std with mean {_short(mean)} and "
+           f"std {_short(std)}."]
   if image.get("scales"):
     lines.append(f"The model makes its scales {list(image['scales'])} px of that itself.")
   length = (weights.model.get("text") or {}).get("text_len")
@@ -81,14 +85,18 @@ def _preprocessing(weights: Any) -> str:
     clean = ", in the canonical form of `input_pipeline.text.canonicalize` (lower case, no "
     clean = clean + "punctuation)" if seen.get("canonicalize") else ""
     name = seen.get("tokenizer") or seen.get("tokenizer_name") or "unknown"
-    lines.append(f"Texts{clean}: {length} ids of the tokenizer `{name}`, the end of sequence "
-                 "included, always padded to the full length (padding is attended to).")
+    rest = ("the end of sequence included, always padded to the full length (padding is attended "
+            "to)")
+    if weights.task == "clip":
+      rest = "start and end included, then padding, which has no influence"
+    lines.append(f"Texts{clean}: {length} ids of the tokenizer `{name}`, {rest}.")
   return "\n\n".join(lines)
 
 
 def _origin(meta: Mapping[str, Any]) -> str:
   lines = [f"- {name}: {meta[key]}" for name, key in (
-      ("source", "source"), ("step", "step"), ("trained on", "data"), ("examples seen", "examples"))
+      ("source", "source"), ("step", "step"), ("trained on", "data"),
+      ("examples seen", "examples"), ("precision", "precision"))
       if meta.get(key) not in (None, "")]
   for start in meta.get("init") or ():
     lines.append(f"- began from: {start.get('path')} ({start.get('format', 'unknown format')})")
@@ -115,8 +123,10 @@ def _licences(meta: Mapping[str, Any]) -> str:
     return ("Unknown: nothing is recorded of what these weights began from. Whoever passes them on "
             "states the terms.")
   return "\n".join(lines) + ("\n\nTerms of weights usually hold for what is trained from them. "
-                             "SigLIP and SigLIP 2 were published under Apache-2.0; NVIDIA's PS3 "
-                             "weights under a licence for non-commercial research.")
+                             "SigLIP and SigLIP 2 were published under Apache-2.0, OpenAI's CLIP "
+                             "under MIT; NVIDIA's PS3 weights under a licence for non-commercial "
+                             "research; UniQA's repository carries licences for non-commercial use "
+                             "(S-Lab, CC BY-NC-SA).")
 
 
 def _short(values: Any) -> str:

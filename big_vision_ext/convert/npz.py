@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from big_vision_ext.convert import EXPORT_FILE, Weights, files, ours, tables, tokenizer_files
+from big_vision_ext.convert import EXPORT_FILE, Weights, clip, files, ours, tables, tokenizer_files
 from big_vision_ext.convert.lazy import ConvertError, Lazy, Tensors, stack
 
 FILE = "model.npz"
@@ -46,6 +46,13 @@ def read(path: pathlib.Path) -> Weights:
         f"the {EXPORT_FILE} of its export beside it")
   elif all(any(n.startswith(tower) for n in params) for tower in ("img/", "txt/")):
     task, model = "siglip", _infer(params, str(path))
+    if "img/embedding_norm/scale" in params:
+      # Activation and heads are OpenAI's.
+      task = "clip"
+      model["image"], model["text"] = model["image"] | clip.IMAGE, model["text"] | clip.TEXT
+      if "img/head/kernel" in params:
+        model["image"]["num_classes"] = params.lazy("img/head/kernel").shape[1]
+        model["text"]["out_dim"] = params.lazy("txt/head/kernel").shape[1]
   else:
     return Weights(params, "", {})
   tables.check(params.specs(), [({n: s}, n in ours.OPTIONAL)

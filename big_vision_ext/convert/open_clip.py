@@ -3,6 +3,8 @@
 A folder with `open_clip_config.json` and `open_clip_model.safetensors`. open_clip makes the vision
 tower by the name of a timm architecture, which fixes size and activation. A model that is none of
 timm's is described in a `config.json` of timm's kind beside it, and named by the folder.
+
+(And CLIP, which has open_clip's own towers: `clip_open_clip` reads and writes it.)
 """
 
 import json
@@ -10,7 +12,15 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from big_vision_ext.convert import Weights, files, siglip, siglip_tokenizer, tables, timm
+from big_vision_ext.convert import (
+  Weights,
+  clip_open_clip,
+  files,
+  siglip,
+  siglip_tokenizer,
+  tables,
+  timm,
+)
 from big_vision_ext.convert.lazy import ConvertError, Tensors
 
 FORMAT = "open_clip"
@@ -79,6 +89,8 @@ def read(path: pathlib.Path) -> Weights:
   config = files.read_json(where)
   settings = _part(config, "model_cfg", where)
   vision, text = (_part(settings, f"{name}_cfg", where) for name in ("vision", "text"))
+  if "layers" in vision and not vision.get("timm_model_name"):
+    return clip_open_clip.read(file, config)
   tensors = _scalars(files.read_tensors(file))
   image = _image(tensors, vision, folder, file)
   bias = "logit_bias" in tensors
@@ -110,6 +122,9 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 0, progre
     final: the name that the folder will have, for models that timm has no name for.
   """
   del shard_bytes
+  if weights.task == "clip":
+    clip_open_clip.write(out, weights, progress=progress)
+    return
   siglip.check(weights, FORMAT, text_pools=("last", "first"))
   if weights.model["image"].get("num_classes"):
     raise ConvertError("model.image.num_classes: open_clip's towers have no classes; export as "
@@ -128,6 +143,8 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 0, progre
 
 def usage(weights: Weights) -> str:
   """How to load an export, in Markdown."""
+  if weights.task == "clip":
+    return clip_open_clip.usage(weights)
   tokenizer, none = siglip_tokenizer.usage(
     weights.input, 'tokenizer = open_clip.get_tokenizer("local-dir:E")\n'
   )

@@ -12,7 +12,7 @@ from big_vision_ext.convert.lazy import ConvertError
 Shapes = dict[str, tuple[int, ...]]
 
 # Tasks whose weights can be written in some format.
-TASKS = ("siglip", "ps3", "mae", "focusmim")
+TASKS = ("siglip", "clip", "ps3", "mae", "focusmim")
 # May be absent in a file of a pair of towers: not every library keeps them with the weights.
 OPTIONAL = ("t", "b")
 
@@ -48,7 +48,8 @@ def shapes(task: str, model: Mapping[str, Any]) -> Shapes:
         vectors, image["width"], image["width"], "fc1", "norm", "fc2"))
   out |= _under("txt/", text_tower({"out_dim": vectors, **text}))
   out["t"] = (1,)
-  if task == "ps3" or model.get("bias_init", -10.0) is not None:
+  bias = model.get("bias_init", None if task == "clip" else -10.0)
+  if task == "ps3" or bias is not None:
     out["b"] = (1,)
   return out
 
@@ -58,12 +59,15 @@ def image_tower(spec: Mapping[str, Any]) -> Shapes:
   d = _get(spec, "width")
   p = _pair(_get(spec, "patch_size"))
   pool = spec.get("pool_type", "map")
-  out = {"embedding/kernel": (*p, 3, d), "embedding/bias": (d,)}
+  out = {"embedding/kernel": (*p, 3, d)}
+  out |= {"embedding/bias": (d,)} if spec.get("patch_bias", True) else {}
   if spec.get("posemb_type", "learn") == "learn":
     h, w = grid(spec)
     out["pos_embedding"] = (1, h * w, d)
   if pool == "tok":
     out["cls"] = (1, spec.get("num_cls", 1), d)
+    out |= {"cls_pos_embedding": out["cls"]} if spec.get("cls_posemb", False) else {}
+  out |= _norm("embedding_norm", d) if spec.get("pre_norm", False) else {}
   out |= _under("Transformer/", _encoder(spec, spec.get("final_norm", True)))
   if hidden := spec.get("adapter_hidden", 0):
     out |= _under("pool_adapter/", _adapter(d, hidden, spec.get("adapter_depth", 3),
@@ -76,7 +80,7 @@ def image_tower(spec: Mapping[str, Any]) -> Shapes:
     out |= _dense("pre_logits", d, rep)
     d = rep
   if classes := spec.get("num_classes", 0):
-    out |= _dense("head", d, classes)
+    out |= _dense("head", d, classes, spec.get("head_bias", True))
   return out
 
 
@@ -89,7 +93,7 @@ def text_tower(spec: Mapping[str, Any]) -> Shapes:
   if spec.get("pool_type", "last") == "map":
     out |= _under("MAPHead_0/", _map_head(d, spec["num_heads"], spec["mlp_dim"]))
   if spec.get("out_dim"):
-    out |= _dense("head", d, spec["out_dim"])
+    out |= _dense("head", d, spec["out_dim"], spec.get("head_bias", True))
   return out
 
 
@@ -230,8 +234,8 @@ def _mlp(d: int, hidden: int, out_dim: int, first: str, middle: str, last: str) 
   return _dense(first, d, hidden) | _norm(middle, hidden) | _dense(last, hidden, out_dim)
 
 
-def _dense(name: str, d: int, e: int) -> Shapes:
-  return {f"{name}/kernel": (d, e), f"{name}/bias": (e,)}
+def _dense(name: str, d: int, e: int, bias: bool = True) -> Shapes:
+  return {f"{name}/kernel": (d, e)} | ({f"{name}/bias": (e,)} if bias else {})
 
 
 def _norm(name: str, d: int) -> Shapes:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from big_vision_ext.convert import files
+from big_vision_ext.convert import clip_tokenizer, files
 from big_vision_ext.convert.lazy import ConvertError
 
 
@@ -63,6 +63,8 @@ def keep(out: pathlib.Path, settings: Mapping[str, Any]) -> bool:
   """Puts a run's tokenizer into `out/tokenizer`; whether there was a file to put there."""
   kind, _, rest = (settings.get("tokenizer") or "").partition(":")
   path = pathlib.Path(rest.partition("?")[0])
+  if kind == clip_tokenizer.KIND:
+    return clip_tokenizer.write(out / "tokenizer", settings)
   if kind not in ("tokenizers", "sentencepiece") or not path.is_file():
     return False
   if kind == "tokenizers":
@@ -75,7 +77,8 @@ def keep(out: pathlib.Path, settings: Mapping[str, Any]) -> bool:
 def within(folder: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
   """`settings` whose tokenizer is the copy that lies in `folder`, relative to it, if one does."""
   kind, _, rest = (settings.get("tokenizer") or "").partition(":")
-  names = {"tokenizers": "tokenizer.json", "sentencepiece": "spiece.model"}
+  names = {"tokenizers": "tokenizer.json", "sentencepiece": "spiece.model",
+           clip_tokenizer.KIND: clip_tokenizer.FILE}
   for place in ("tokenizer/", ""):
     if kind in names and (folder / f"{place}{names[kind]}").is_file():
       given = dict(option.split("=") for option in rest.partition("?")[2].split(",") if option)

@@ -3,6 +3,8 @@
 `torch.save` writes a zip file: a pickle that describes the objects, and the bytes of each storage,
 not compressed, so that they can be mapped. The pickle is run by an unpickler that knows plain
 containers and tensors, and refuses anything else by name: such a file cannot run code here.
+`torch.jit.save` writes the same with the program beside it; of its modules, attributes alone are
+read, and the program never.
 """
 
 import collections
@@ -81,6 +83,10 @@ class _Unpickler(pickle.Unpickler):
       return np.dtype(_STORAGES[name])
     if (module, name) == ("torch", "Size"):
       return tuple
+    if module.split(".")[0] == "__torch__":
+      return _ScriptModule
+    if module == "torch.jit._pickle" and name.startswith(("build_", "restore_type_tag")):
+      return _first
     raise ConvertError(
         f"{self._path}: holds an object {module}.{name}; only tensors in plain dictionaries are "
         "read, as nothing else is safe. Save the model's state_dict alone")
@@ -90,6 +96,28 @@ class _Unpickler(pickle.Unpickler):
     if kind != "storage" or not isinstance(dtype, np.dtype):
       raise ConvertError(f"{self._path}: refers to {pid!r}, expected a storage")
     return self._storage(str(key), dtype, int(count))
+
+
+class _ScriptModule:
+  """An object of a TorchScript program: its parameters, buffers and submodules by name."""
+
+  def __setstate__(self, state: Any) -> None:
+    self.state = state if isinstance(state, dict) else {}
+
+
+def _first(value: Any, *_: Any) -> Any:
+  return value
+
+
+def _state_of(module: _ScriptModule, prefix: str = "") -> dict[str, Lazy]:
+  """The state dict of a module and of all below it."""
+  out = {}
+  for name, x in vars(module).get("state", {}).items():
+    if isinstance(x, Lazy):
+      out[prefix + name] = x
+    elif isinstance(x, _ScriptModule):
+      out |= _state_of(x, f"{prefix}{name}.")
+  return out
 
 
 def _tensor(storage: Lazy, offset: int, shape: tuple, strides: tuple, *_: Any) -> Lazy:
@@ -109,6 +137,7 @@ def _parameter(tensor: Lazy, *_: Any) -> Lazy:
 
 
 def _flat(found: Any, path: Any) -> dict[str, Lazy]:
+  found = _state_of(found) if isinstance(found, _ScriptModule) else found
   while isinstance(found, dict):
     inner = next((found[k] for k in _WRAPPERS if isinstance(found.get(k), dict)), None)
     if inner is None:

@@ -1,6 +1,7 @@
 """How does the transformers library keep SigLIP? `SiglipModel` and what is like it, both ways.
 
-(And `ViTMAEForPreTraining`, which `transformers_mae` reads and writes.)
+(And `ViTMAEForPreTraining` and `CLIPModel`, which `transformers_mae` and `clip_transformers` read
+and write.)
 
 Read are `SiglipModel`, `SiglipVisionModel` with and without `vision_model.` before its names (with
 it until version 4, without since 5), the buffers that versions before 4.31 saved along, and
@@ -18,6 +19,7 @@ import numpy as np
 
 from big_vision_ext.convert import (
   Weights,
+  clip_transformers,
   files,
   siglip,
   siglip_tokenizer,
@@ -41,7 +43,9 @@ _TEXT = _TOWER | dict(vocab_size=32_000, max_position_embeddings=64)
 _VISION = _TOWER | dict(patch_size=16, image_size=224, num_patches=256)
 _ACTS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 _PAIRS, _VISIONS = ("siglip", "siglip2"), ("siglip_vision_model", "siglip2_vision_model")
-_TYPES = (*_PAIRS, *_VISIONS, transformers_mae.MODEL_TYPE)
+# Kinds of models that modules of their own read and write, by our tasks.
+_OTHERS = {"mae": transformers_mae, "clip": clip_transformers}
+_TYPES = (*_PAIRS, *_VISIONS, *(module.MODEL_TYPE for module in _OTHERS.values()))
 _BUFFERS = (r"(text|vision)_model\.embeddings\.position_ids",)
 _PREFIX = "vision_model."
 
@@ -125,8 +129,9 @@ def read(path: pathlib.Path) -> Weights:
   if kind not in _TYPES:
     raise ConvertError(f"{folder / 'config.json'}: its model_type is {kind!r}, expected one of "
                        f"{', '.join(_TYPES)}")
-  if kind == transformers_mae.MODEL_TYPE:
-    return transformers_mae.read(file, config)
+  for module in _OTHERS.values():
+    if kind == module.MODEL_TYPE:
+      return module.read(file, config)
   naflex, alone = kind.startswith("siglip2"), kind in _VISIONS
   vision = config if alone else _part(config, "vision_config", folder)
   model = {"image": _image(vision, naflex, folder / "config.json"), "text": None}
@@ -154,8 +159,8 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 5e9, prog
   a text tower without head an identity: the library's always have them.
   """
   del final
-  if weights.task == "mae":
-    transformers_mae.write(out, weights, shard_bytes=shard_bytes, progress=progress)
+  if weights.task in _OTHERS:
+    _OTHERS[weights.task].write(out, weights, shard_bytes=shard_bytes, progress=progress)
     return
   siglip.check(weights, FORMAT)
   model, params = dict(weights.model), Tensors(weights.params)
@@ -182,8 +187,8 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 5e9, prog
 
 def usage(weights: Weights) -> str:
   """How to load an export, in Markdown."""
-  if weights.task == "mae":
-    return transformers_mae.usage()
+  if weights.task in _OTHERS:
+    return _OTHERS[weights.task].usage(weights)
   model = "Siglip2Model" if weights.meta.get("model_type") == "siglip2" else "SiglipModel"
   tokenizer, none = siglip_tokenizer.usage(
     weights.input,

@@ -65,8 +65,9 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float, progress: 
     "image_std": found["std"], "resample": 3, "size": {"height": size, "width": size}})
 
 
-def usage() -> str:
+def usage(weights: Weights) -> str:
   """How to load an export, in Markdown."""
+  del weights
   return ("```python\nfrom transformers import AutoImageProcessor, ViTMAEForPreTraining\n"
           'model = ViTMAEForPreTraining.from_pretrained("E")\n'
           'processor = AutoImageProcessor.from_pretrained("E")\n```')
