@@ -16,6 +16,8 @@ from input_pipeline.build import (
   jsonl,
   layouts,
   progress,
+  quality,
+  quality_tables,
   skips,
   tfds_source,
   visual_genome,
@@ -24,6 +26,11 @@ from input_pipeline.build import plan as plan_lib
 from input_pipeline.build.durable import BuildError
 from input_pipeline.build.writer import finish, write_split
 
+# What all data sets of rated pictures take; "all" of their images are in one split.
+_RATED = (
+  "images*", "annotations", "format", "mos_range", "higher_is_better", "lower_is_better", "splits",
+  "exclude_ids", "short_side",
+)
 # What each format takes besides the common options; a star marks what it cannot do without.
 _OPTIONS = {
   "sample": ("seed", "train_images", "val_images"),
@@ -35,6 +42,12 @@ _OPTIONS = {
   "visual_genome": ("images*", "annotations*", "image_data"),
   "tfds": (
     "images*", "tfds_split", "image_key", "text_key", "label_key", "box_key", "box_text_key",
+  ),
+  **{name: _RATED for name in quality.NAMES},
+  "flive": (*_RATED, "patches"),
+  "csv": (
+    *(name for name in _RATED if name != "annotations"), "annotations*", "image_column",
+    "score_column", "group_column", "split_column",
   ),
 }
 # What these take is all that is said there: they know their splits and files.
@@ -83,7 +96,22 @@ def _parser() -> argparse.ArgumentParser:
   add("--annotations", help="annotation file")
   add("--captions", help="coco: a COCO caption file, for global captions")
   add("--image-data", help="visual_genome: image_data.json, to check image sizes")
-  add("--split", help="put everything into this split (default: divide into train and val)")
+  add("--format", choices=("native", *quality_tables.FORMS),
+      help="rated pictures: who wrote the annotation file (default native; csv: csv)")
+  add("--mos-range", help="rated pictures: LO,HI of the scale the scores were given on")
+  add("--higher-is-better", action="store_true", help="csv: the scores grow with quality")
+  add("--lower-is-better", action="store_true", help="csv: the scores fall with it, as a DMOS")
+  add("--image-column", help="csv: column of the image files")
+  add("--score-column", help="csv: column of the scores")
+  add("--group-column", help="csv: column of what must not be on two sides of a split")
+  add("--split-column", help="csv: column of train, val or test")
+  add("--splits", help="rated pictures: pickle of splits (IQA-PyTorch, UniQA), by rows")
+  add("--exclude-ids", help="rated pictures: file of names not to use, one a line")
+  add("--short-side", type=int,
+      help="rated pictures: reduce larger ones to this shorter side; 0 for none")
+  add("--patches", action="store_true", help="flive: patches as well as pictures")
+  add("--split", help="put everything into this split (default: divide into train and val; rated "
+      "pictures: all)")
   add("--val-share", type=float, help="share of images that becomes val, by id (default 0.02)")
   add("--limit", type=int, help="use only the first N images (stl10: of each split)")
   add("--shard-size", type=int, help="images per shard (default 256)")
@@ -114,6 +142,9 @@ def _check_options(args: argparse.Namespace):
   for name in wanted:
     if name.endswith("*") and name[:-1] not in given:
       raise BuildError(f"--from {args.source} needs {_flag(name[:-1])}")
+  if args.source in quality.NAMES:
+    # A picture that is cut into tiles of JPEG anew is not the one that was rated.
+    known -= {"val_share", "layout"}
   if surplus := sorted(map(_flag, given - known)):
     raise BuildError(f"--from {args.source} does not take {', '.join(surplus)}")
   if "split" in given and "val_share" in given:
@@ -155,8 +186,10 @@ def _build(args: argparse.Namespace) -> dict[str, int]:
   items = plan.items[:getattr(args, "limit", None)]
   if not items:
     found = skips.by_reason(plan.set_aside) or "nothing"
-    raise BuildError(f"{_input_of(args)}: no image with a caption (found: {found})")
-  if hasattr(args, "split"):
+    raise BuildError(f"{_input_of(args)}: no image with a caption or rating (found: {found})")
+  if args.source in quality.NAMES:
+    parts = {getattr(args, "split", "all"): items}
+  elif hasattr(args, "split"):
     parts = {args.split: items}
   else:
     train, val = plan_lib.split_by_hash(items, getattr(args, "val_share", 0.02))
@@ -178,7 +211,7 @@ def _build(args: argparse.Namespace) -> dict[str, int]:
   }
   if hasattr(args, "licence"):
     provenance["licence"] = args.licence
-  provenance |= layout.settings
+  provenance |= layout.settings | plan.info
   finish(args.out, reports, {split: provenance for split in reports}, version=layout.version)
   return dict(plan.set_aside)
 
@@ -187,6 +220,8 @@ def _plan(args: argparse.Namespace) -> plan_lib.Plan:
   def optional(name):
     return getattr(args, name, None)
 
+  if args.source in quality.NAMES:
+    return quality.plan_of(args.source, args.images, vars(args))
   if args.source == "folder":
     return folder.read(args.images)
   if args.source == "jsonl":
@@ -235,7 +270,9 @@ def _summary(out: str, set_aside: dict[str, int], seconds: float, source: str) -
   config = {
     "digits": f"configs/mim/focusmim.py:data={out},small",
     "stl10": f"configs/mim/focusmim.py:data={out}",
+    **{name: f"configs/uniqa/adapter.py:data={out}" for name in quality.NAMES},
   }.get(source, f"configs/ps3/own_data.py:data={out}")
-  workdir = "runs/focusmim" if "mim" in config else "runs/own_data"
+  system = config.split("/")[1]
+  workdir = {"mim": "runs/focusmim", "uniqa": "runs/adapter"}.get(system, "runs/own_data")
   lines.append(f"next: python -m big_vision_ext.train --config {config} --workdir {workdir}")
   return "\n".join(lines)

@@ -70,12 +70,14 @@ class Plan:
     load: item -> Sample, for `writer.write_split`.
     settings: what `load` depends on besides the item.
     set_aside: things found and not used, by reason: counted, but no error.
+    info: what the manifest says of the data.
   """
 
   items: Sequence[Any]
   load: Callable[[Any], records.Sample]
   settings: dict[str, Any] = dataclasses.field(default_factory=dict)
   set_aside: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  info: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def readable(text: str) -> str:

@@ -4,16 +4,25 @@
 whatever the case of their names, and what must not be used is left out.
 """
 
+import collections
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from PIL import Image
 
 from input_pipeline import images as images_lib
 from input_pipeline import ratings
-from input_pipeline.build import check, plan, quality_native, quality_tables, split_files
+from input_pipeline.build import (
+  check,
+  plan,
+  quality_native,
+  quality_specs,
+  quality_tables,
+  split_files,
+)
 from input_pipeline.build.durable import BuildError
 from input_pipeline.build.quality_specs import DatasetSpec
 from input_pipeline.build.quality_tables import Row
@@ -66,26 +75,58 @@ def read(
   if not os.path.isdir(images):
     raise BuildError(f"{images}: no such directory of images")
   if form == "native":
-    rows = quality_native.read(name, images, annotations, patches=patches)
+    rows = quality_native.read(name, images, annotations)
   elif annotations is None:
     raise BuildError(f"--format {form} needs --annotations, the file in that format")
   else:
     rows = quality_tables.read(form, annotations.split(","), columns or quality_tables.Columns())
   splits = split_files.read(split_file, len(rows)) if split_file else [{}] * len(rows)
   files = _Files(images)
-  items = [_item(row, extra, spec, files) for row, extra in zip(rows, splits)]
+  wanted = [k for k, row in enumerate(rows) if patches or not _is_patch(row, spec)]
+  items = [_item(rows[k], splits[k], spec, files) for k in wanted]
+  if not items:
+    raise BuildError(f"{images}: there are only patches; ask for them with --patches")
   spec.check_spread([item.rating.score for item in items], rows[0].where.rsplit(",", 1)[0])
   made = plan.Plan([], _loader(images, spec.short_side), {"short_side": spec.short_side})
+  made.info["rated"] = {
+    "dataset": name, "mos_range": list(spec.mos_range), "lower_better": spec.lower_better,
+  }
   made.items = _without(items, exclude, made) if exclude else items
   made.items = plan.only_first_of_each_id(made.items)
-  _count(name, form, rows, items, files, spec, patches, made)
+  made.set_aside["patch"] += len(rows) - len(items)
+  _count(items, files, spec, made)
   return made
 
 
-def info(spec: DatasetSpec) -> dict[str, object]:
-  """What the manifest says of the scale."""
-  return {"rated": {"dataset": spec.name, "mos_range": list(spec.mos_range),
-                    "lower_better": spec.lower_better}}
+def plan_of(name: str, images: str, options: Mapping[str, Any]) -> plan.Plan:
+  """`read` by the options of the command line, of which some may not be given."""
+  directions = [d for d in ("higher_is_better", "lower_is_better") if options.get(d)]
+  if len(directions) == 2:
+    raise BuildError("--higher-is-better and --lower-is-better: expected one of them")
+  spec = quality_specs.make(
+    name,
+    mos_range=options.get("mos_range"),
+    lower_better="lower_is_better" in directions if directions else None,
+    short_side=options.get("short_side"),
+  )
+  form = options.get("format", "csv" if name == "csv" else "native")
+  given = {part: options.get(f"{part}_column", "") for part in ("image", "score", "group", "split")}
+  if name == "csv":
+    if form == "native":
+      raise BuildError("--format native: --from csv is of data sets that are not known; expected "
+                       f"one of {', '.join(quality_tables.FORMS)}")
+    if form == "csv" and not (given["image"] and given["score"]):
+      raise BuildError("--from csv needs --image-column and --score-column, as the header of the "
+                       "file names them")
+    if form != "csv" and any(given.values()):
+      raise BuildError(f"--format {form} knows its columns; it does not take --...-column")
+  elif form == "csv":
+    raise BuildError(f"--format csv with --from {name}: expected --from csv, which asks for columns")
+  return read(
+    name, images, options.get("annotations"), spec, form=form,
+    columns=quality_tables.Columns(**given), split_file=options.get("splits"),
+    exclude=options.get("exclude_ids"), patches=options.get("patches", False),
+  )
 
 
 class _Files:
@@ -154,7 +195,6 @@ def _without(items: Sequence[RatedItem], exclude: str, made: plan.Plan) -> list[
   used = set().union(*(_keys(item) for item in items)) & names
   made.set_aside["excluded-by-name"] += len(items) - len(kept)
   made.set_aside["name-to-exclude-not-there"] += len(names) - len(used)
-  made.set_aside += type(made.set_aside)()  # Drops counts of none.
   # What is left out decides what is built: another list is another build.
   made.settings["excluded"] = sorted(used)
   return kept
@@ -174,7 +214,13 @@ def _keys(item: RatedItem) -> set[str]:
   return {own, picture, number}
 
 
-def _count(name, form, rows, items, files, spec, patches, made) -> None:
+def _is_patch(row: Row, spec: DatasetSpec) -> bool:
+  return spec.name == "flive" and "_patch_" in os.path.basename(row.image)
+
+
+def _count(
+  items: Sequence[RatedItem], files: _Files, spec: DatasetSpec, made: plan.Plan
+) -> None:
   """Counts what is there and not used, and what was published and is not there."""
   mentioned = {item.image for item in items}
   groups = {item.rating.group.lower() for item in items} if spec.reference else set()
@@ -182,13 +228,11 @@ def _count(name, form, rows, items, files, spec, patches, made) -> None:
     if file in mentioned:
       continue
     stem = os.path.splitext(os.path.basename(file))[0].lower()
-    patch = name == "flive" and not patches and "_patch_" in stem
-    kind = "patch" if patch else "reference-image" if stem in groups else (
-      "image-file-without-annotation")
-    made.set_aside[kind] += 1
-  missing = spec.expected - len(rows)
-  if missing > 0:
-    made.set_aside["row-published-but-not-there"] += missing
+    if not (spec.name == "flive" and "_patch_" in stem):
+      kind = "reference-image" if stem in groups else "image-file-without-annotation"
+      made.set_aside[kind] += 1
+  made.set_aside["row-published-but-not-there"] += max(spec.expected - len(items), 0)
+  made.set_aside += collections.Counter()  # Drops counts of none.
 
 
 def _loader(images: str, short_side: int) -> Callable[[RatedItem], BuiltSample]:

@@ -19,23 +19,19 @@ _CLIVE_TRAINING = 7
 _AVA_RATINGS = 10
 
 
-def read(
-  name: str, images: str, annotations: str | None = None, *, patches: bool = False
-) -> list[Row]:
+def read(name: str, images: str, annotations: str | None = None) -> list[Row]:
   """The rows of a data set.
 
   Args:
     name: one of `READERS`.
     images: the directory of the pictures.
     annotations: the file of scores, if it is not where it is released.
-    patches: FLIVE's patches as well as its pictures.
 
   Raises:
     BuildError: files that are missing, or not as they are released.
   """
-  options = {"patches": patches} if name == "flive" else {}
   try:
-    rows = list(READERS[name](images, annotations, **options))
+    rows = list(READERS[name](images, annotations))
   except (OSError, UnicodeDecodeError) as error:
     raise BuildError(f"the scores of {name} cannot be read: {error}") from error
   if not rows:
@@ -142,7 +138,7 @@ def _aadb(images: str, annotations: str | None) -> Iterator[Row]:
       yield Row(words[0], number(words[1], where), where, splits={"official": side})
 
 
-def _flive(images: str, annotations: str | None, patches: bool = False) -> Iterator[Row]:
+def _flive(images: str, annotations: str | None) -> Iterator[Row]:
   def find(name: str) -> str:
     return _find(images, annotations, name, f"database/{name}")
 
@@ -156,9 +152,10 @@ def _flive(images: str, annotations: str | None, patches: bool = False) -> Itera
         valid = side == "test" or cell(row, where, "is_valid").lower() in ("true", "1", "1.0")
         sides |= {cell(row, where, "name_image"): side} if valid else {}
   known = {os.path.basename(picture): side for picture, side in sides.items()}
-  files = ["labels_image.csv", *(["labels_patch.csv"] if patches else [])]
-  for name in files:
-    for where, row in quality_tables.table(os.path.join(folder, name)):
+  for name in ("labels_image.csv", "labels_patch.csv"):
+    path = os.path.join(folder, name)
+    # Patches are an addition that is not always there.
+    for where, row in quality_tables.table(path) if os.path.isfile(path) else ():
       picture = cell(row, where, "name")
       base = os.path.basename(picture).split("_patch_")[0]
       splits = {"official": known.get(base, "train")} if known else {}
