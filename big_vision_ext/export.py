@@ -11,6 +11,7 @@ Writes a folder that another library loads, with a card (README.md) that says wh
 - `openai_clip`    openai/CLIP's state dict, which UniQA's has too; models of task "clip"
 - `mae`            facebookresearch/mae's state dict; models of task "mae"
 - `focusmim`       RobinWeiler/FocusMIM's state dict; models of task "focusmim"
+- `uniqa`          UniQA's adapter file; runs of task "quality"
 - `stablehlo`      the encoder as a program that any jax runs; models of task "ps3" (`serialize.py`)
 
 `--weights` takes the same formats, so that this command also converts between them. Arrays are

@@ -9,7 +9,8 @@ TITLES = {
     "npz": "big_vision's naming, one npz file", "ps3_torch": "ps3-torch (PyTorch)",
     "transformers": "transformers (PyTorch)", "mae": "facebookresearch/mae (PyTorch)",
     "focusmim": "RobinWeiler/FocusMIM (PyTorch)", "timm": "timm (PyTorch)",
-    "open_clip": "open_clip (PyTorch)", "openai_clip": "openai/CLIP (PyTorch)"}
+    "open_clip": "open_clip (PyTorch)", "openai_clip": "openai/CLIP (PyTorch)",
+    "uniqa": "UniQA's adapter (PyTorch)"}
 _TASKS = {
     "siglip": "a SigLIP model: an image tower and a text tower trained with the sigmoid loss "
               "(arXiv 2303.15343)",
@@ -20,7 +21,9 @@ _TASKS = {
     "mae": "a masked autoencoder: a vision transformer that encodes the visible patches of an "
            "image and a decoder that predicts the others (arXiv 2111.06377)",
     "focusmim": "a FocusMIM model: a convolutional autoencoder that predicts hidden pixels (arXiv "
-                "2404.08526)"}
+                "2404.08526)",
+    "quality": "an adapter that rates the quality or the aesthetics of pictures by the features of a "
+               "frozen CLIP (arXiv 2406.01069)"}
 
 
 def text(format: str, weights: Any, folder: pathlib.Path, module: Any) -> str:
