@@ -32,6 +32,13 @@ class Tensor:
     self.parameter = parameter
 
 
+class Script:
+  """An object of a TorchScript program, by its attributes."""
+
+  def __init__(self, **attributes):
+    self.attributes = attributes
+
+
 class Pickler(pickle._Pickler):
   """Writes the classes above the way torch.save's pickler writes tensors."""
 
@@ -52,6 +59,11 @@ class Pickler(pickle._Pickler):
         self.save(Global("torch._utils", "_rebuild_tensor_v2"))
         self.save(obj.parts)
       self.write(pickle.REDUCE)
+    elif isinstance(obj, Script):
+      self.save(Global("__torch__.model.___torch_mangle_7", "Net"))
+      self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
+      self.save(obj.attributes)
+      self.write(pickle.BUILD)
     else:
       super().save(obj, save_persistent_id)
 
@@ -97,6 +109,18 @@ def test_a_state_dict_is_found_within_what_training_saved(tmp_path, saved):
   inner = {f"module.{n}": x for n, x in tensors.items()}
   write(tmp_path / "x.pt", {"epoch": 3, "name": "n", "state_dict": inner}, storages)
   assert list(files.read_tensors(tmp_path / "x.pt")) == list(want)
+
+
+def test_of_a_script_its_arrays_are_read_and_its_program_is_not(tmp_path, saved):
+  tensors, want, storages = saved
+  inner = Script(training=True, weight=tensors["turned"], scale=2.5)
+  outer = Script(training=False, whole=tensors["whole"], block=Script(layer=inner, sizes=(1, 2)))
+  write(tmp_path / "x.pt", outer, storages)
+  with zipfile.ZipFile(tmp_path / "x.pt", "a") as archive:
+    archive.writestr("name/code/__torch__/model.py", "raise SystemExit")
+  have = files.read_tensors(tmp_path / "x.pt")
+  assert list(have) == ["whole", "block.layer.weight"]
+  np.testing.assert_array_equal(have["block.layer.weight"], want["turned"])
 
 
 @pytest.mark.parametrize("module,name", [

@@ -198,3 +198,38 @@ def test_groups_of_queries_read_the_keys_of_their_span(implementation, mask):
 def test_spans_that_do_not_fit_are_refused(spans):
   with pytest.raises(ValueError, match="spans="):
     attention.attend(*qkv(), spans=spans)
+
+
+def causal_reference(q, k, v):
+  """Each query with the keys up to its own place."""
+  parts = [ref.attend(q[:, i : i + 1], k[:, : i + 1], v[:, : i + 1]) for i in range(q.shape[1])]
+  return np.concatenate(parts, axis=1)
+
+
+@pytest.mark.parametrize("implementation", [None, *ON_CPU])
+def test_in_causal_order_no_query_reads_what_is_behind_it(implementation, monkeypatch):
+  q, k, v = qkv(tq=7)
+  # Seven queries in three tiles, the last of which is not full.
+  monkeypatch.setattr(attention_cpu, "_TILE_SCORES", 3 * 7 * 3)
+  weight = np.random.default_rng(1).standard_normal(q.shape).astype(np.float32)
+
+  def loss(implementation):
+    def act(q, k, v):
+      out = attention.attend(q, k, v, causal=True, implementation=implementation)
+      return jnp.sum(out * weight), out
+
+    return jax.jit(jax.grad(act, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+
+  grads, out = loss(implementation)
+  np.testing.assert_allclose(out, causal_reference(q, k, v), atol=2e-6)
+  for got, want in zip(grads, loss("einsum")[0]):
+    np.testing.assert_allclose(got, want, atol=3e-6)
+
+
+def test_what_cannot_be_causal_is_refused():
+  q, k, v = qkv(tq=7)
+  for args, kw in (((q[:, :5], k, v), {}), ((q, k, v), dict(mask=MASK))):
+    with pytest.raises(ValueError, match="Causal attention is of tokens to themselves"):
+      attention.attend(*args, causal=True, **kw)
+  with pytest.raises(ValueError, match="'splash' is not causal"):
+    attention.attend(q, k, v, causal=True, implementation="splash")
