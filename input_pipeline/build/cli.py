@@ -11,6 +11,7 @@ from typing import Any
 
 from input_pipeline import records
 from input_pipeline.build import (
+  captioned,
   coco,
   folder,
   jsonl,
@@ -35,6 +36,7 @@ _RATED = (
 _OPTIONS = {
   "sample": ("seed", "train_images", "val_images"),
   "digits": ("seed", "train_images", "val_images"),
+  "distorted": ("seed", "crops", "side"),
   "stl10": ("images*", "limit", "shard_size", "licence"),
   "folder": ("images*",),
   "jsonl": ("images*", "annotations*"),
@@ -43,6 +45,8 @@ _OPTIONS = {
   "tfds": (
     "images*", "tfds_split", "image_key", "text_key", "label_key", "box_key", "box_text_key",
   ),
+  "uniqa": ("images*", "annotations*", "exclude_ids"),
+  "described": ("images*", "annotations*", "shard_size"),
   **{name: _RATED for name in quality.NAMES},
   "flive": (*_RATED, "patches"),
   "csv": (
@@ -51,7 +55,7 @@ _OPTIONS = {
   ),
 }
 # What these take is all that is said there: they know their splits and files.
-_COMPLETE = ("sample", "digits", "stl10")
+_COMPLETE = ("sample", "digits", "stl10", "distorted", "described")
 _OF_READING = (
   "split", "val_share", "limit", "shard_size", "max_skip_share", "licence", "layout",
 )
@@ -63,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   began = time.monotonic()
   try:
     _check_options(args)
-    build = {"sample": _build_made, "digits": _build_made, "stl10": _build_stl10}
+    build = {
+      "sample": _build_made, "digits": _build_made, "distorted": _build_made,
+      "stl10": _build_stl10, "described": _build_described,
+    }
     set_aside = build.get(args.source, _build)(args)
     print(_summary(args.out, set_aside, time.monotonic() - began, args.source))
     return 0
@@ -92,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
   add("--threads", type=int, default=2, help="images checked at once (default 2)")
   add("--quiet", action="store_true", default=False, help="no progress line")
   add("--images", help="directory of the images; tfds: a prepared directory or a name; stl10: "
-      "stl10_binary")
-  add("--annotations", help="annotation file")
+      "stl10_binary; described: a built data set")
+  add("--annotations", help="annotation file; uniqa, described: several, joined by commas")
   add("--captions", help="coco: a COCO caption file, for global captions")
   add("--image-data", help="visual_genome: image_data.json, to check image sizes")
   add("--format", choices=("native", *quality_tables.FORMS),
@@ -106,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--group-column", help="csv: column of what must not be on two sides of a split")
   add("--split-column", help="csv: column of train, val or test")
   add("--splits", help="rated pictures: pickle of splits (IQA-PyTorch, UniQA), by rows")
-  add("--exclude-ids", help="rated pictures: file of names not to use, one a line")
+  add("--exclude-ids", help="rated pictures, uniqa: file of names not to use, one a line")
   add("--short-side", type=int,
       help="rated pictures: reduce larger ones to this shorter side; 0 for none")
   add("--patches", action="store_true", help="flive: patches as well as pictures")
@@ -126,7 +133,9 @@ def _parser() -> argparse.ArgumentParser:
   add("--label-key", help="tfds: class label of the whole image, for evaluation")
   add("--box-key", help="tfds: boxes, as objects/bbox")
   add("--box-text-key", help="tfds: captions or labels of the boxes, as objects/label")
-  add("--seed", type=int, help="sample, digits: seed (default 0)")
+  add("--seed", type=int, help="sample, digits, distorted: seed (default 0)")
+  add("--crops", type=int, help="distorted: squares of each photograph (default 3)")
+  add("--side", type=int, help="distorted: side of a picture in pixels (default 96)")
   add("--train-images", type=int, help="sample, digits: number of training images")
   add("--val-images", type=int, help="sample, digits: number of validation images")
   return parser
@@ -160,11 +169,12 @@ def _flag(name: str) -> str:
 
 
 def _build_made(args: argparse.Namespace) -> dict[str, int]:
-  from input_pipeline.build import digits, sample
+  from input_pipeline.build import digits, distorted, sample
 
-  given = {"seed": "seed", "train": "train_images", "val": "val_images"}
+  given = {"seed": "seed", "train": "train_images", "val": "val_images", "crops": "crops",
+           "side": "side"}
   options = {name: getattr(args, dest) for name, dest in given.items() if hasattr(args, dest)}
-  build = digits.build if args.source == "digits" else sample.build
+  build = {"digits": digits, "distorted": distorted, "sample": sample}[args.source].build
   build(args.out, threads=args.threads, progress=not args.quiet, **options)
   return {}
 
@@ -176,6 +186,13 @@ def _build_stl10(args: argparse.Namespace) -> dict[str, int]:
   options = {name: getattr(args, name) for name in given if hasattr(args, name)}
   stl10.build(args.out, args.images, threads=args.threads, progress=not args.quiet, **options)
   return {}
+
+
+def _build_described(args: argparse.Namespace) -> dict[str, int]:
+  options = {"shard_size": args.shard_size} if hasattr(args, "shard_size") else {}
+  return captioned.build_described(
+    args.out, args.images, args.annotations, threads=args.threads, progress=not args.quiet,
+    **options)
 
 
 def _build(args: argparse.Namespace) -> dict[str, int]:
@@ -222,6 +239,8 @@ def _plan(args: argparse.Namespace) -> plan_lib.Plan:
 
   if args.source in quality.NAMES:
     return quality.plan_of(args.source, args.images, vars(args))
+  if args.source == "uniqa":
+    return captioned.read_uniqa(args.images, args.annotations, optional("exclude_ids"))
   if args.source == "folder":
     return folder.read(args.images)
   if args.source == "jsonl":
@@ -270,9 +289,10 @@ def _summary(out: str, set_aside: dict[str, int], seconds: float, source: str) -
   config = {
     "digits": f"configs/mim/focusmim.py:data={out},small",
     "stl10": f"configs/mim/focusmim.py:data={out}",
-    **{name: f"configs/uniqa/adapter.py:data={out}" for name in quality.NAMES},
+    **{name: f"configs/uniqa/adapter.py:data={out}" for name in (*quality.NAMES, "distorted")},
+    **{name: f"configs/uniqa/pretrain.py:data={out}" for name in ("uniqa", "described")},
   }.get(source, f"configs/ps3/own_data.py:data={out}")
   system = config.split("/")[1]
-  workdir = {"mim": "runs/focusmim", "uniqa": "runs/adapter"}.get(system, "runs/own_data")
+  workdir = {"mim": "runs/focusmim", "uniqa": "runs/uniqa"}.get(system, "runs/own_data")
   lines.append(f"next: python -m big_vision_ext.train --config {config} --workdir {workdir}")
   return "\n".join(lines)

@@ -23,6 +23,7 @@ from input_pipeline.build import (
   quality_tables,
   split_files,
 )
+from input_pipeline.build import exclude as exclude_lib
 from input_pipeline.build.durable import BuildError
 from input_pipeline.build.quality_specs import DatasetSpec
 from input_pipeline.build.quality_tables import Row
@@ -91,8 +92,8 @@ def read(
   made.info["rated"] = {
     "dataset": name, "mos_range": list(spec.mos_range), "lower_better": spec.lower_better,
   }
-  made.items = _without(items, exclude, made) if exclude else items
-  made.items = plan.only_first_of_each_id(made.items)
+  kept = exclude_lib.without(items, exclude, made) if exclude else items
+  made.items = plan.only_first_of_each_id(kept)
   made.set_aside["patch"] += len(rows) - len(items)
   _count(items, files, spec, made)
   return made
@@ -182,36 +183,6 @@ def _item(row: Row, extra: dict[str, str], spec: DatasetSpec, files: _Files) -> 
     votes=row.votes,
   )
   return RatedItem(id=name, image=file, rating=rating)
-
-
-def _without(items: Sequence[RatedItem], exclude: str, made: plan.Plan) -> list[RatedItem]:
-  """The items whose names are not in a file; counts those left out, and names that leave out none."""
-  try:
-    with open(exclude, encoding="utf-8-sig") as file:
-      names = {_key(line.strip()) for line in file if line.strip()}
-  except (OSError, UnicodeDecodeError) as error:
-    raise BuildError(f"{exclude}: cannot be read as a list of names ({error})") from error
-  kept = [item for item in items if not names & _keys(item)]
-  used = set().union(*(_keys(item) for item in items)) & names
-  made.set_aside["excluded-by-name"] += len(items) - len(kept)
-  made.set_aside["name-to-exclude-not-there"] += len(names) - len(used)
-  # What is left out decides what is built: another list is another build.
-  made.settings["excluded"] = sorted(used)
-  return kept
-
-
-def _key(name: str) -> str:
-  base = os.path.basename(name.replace("\\", "/"))
-  return os.path.splitext(base)[0].lower() if plan.is_image(base) else base.lower()
-
-
-def _keys(item: RatedItem) -> set[str]:
-  """The names a picture is excluded by: its own, and of FLIVE's from AVA their number there."""
-  own = _key(item.image)
-  picture = own.split("_patch_")[0]
-  picture = _key(picture)
-  number = picture.removeprefix("ava__")
-  return {own, picture, number}
 
 
 def _is_patch(row: Row, spec: DatasetSpec) -> bool:

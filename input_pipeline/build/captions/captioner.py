@@ -8,11 +8,17 @@ from input_pipeline.build.durable import BuildError
 
 
 class Unanswered(Exception):
-  """One picture was not described: `reason` is the short word it is counted under."""
+  """One picture was not described.
 
-  def __init__(self, reason: str, detail: str = ""):
+  Attributes:
+    reason: the short word it is counted under.
+    detail: a sentence about this picture.
+    final: asking again would give the same.
+  """
+
+  def __init__(self, reason: str, detail: str = "", *, final: bool = False):
     super().__init__(f"{reason}: {detail}" if detail else reason)
-    self.reason, self.detail = reason, detail
+    self.reason, self.detail, self.final = reason, detail, final
 
 
 class CaptionerError(BuildError):

@@ -48,7 +48,7 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Task:
+class _Picture:
   """One picture to describe."""
 
   id: str
@@ -100,11 +100,9 @@ def describe(
   chosen = list(itertools.islice(_chosen(source, prompt, guidance, shard, report), limit))
   report.asked = len(chosen)
   with CaptionLog(out) as log, durable.space_explained(log.path.parent):
-    known = _Known(log.lines, captioner.name, task)
     meter = progress_lib.Progress(task, len(chosen), enabled=progress, unit="pictures")
     try:
-      _run(_tasks(source, chosen, known, log, task, report, meter), captioner, log, known, task,
-           tries, report, meter)
+      _Job(captioner, log, task, tries, report, meter).run(source, chosen)
     finally:
       meter.close()
   return report
@@ -126,11 +124,11 @@ class _Known:
     if line.get("by") == self._by:
       self._texts[content] = line["text"]
 
-  def has(self, task: _Task) -> bool:
-    return self._ids.get(task.id) == (task.digest, task.prompt, self._by)
+  def has(self, picture: _Picture) -> bool:
+    return self._ids.get(picture.id) == (picture.digest, picture.prompt, self._by)
 
-  def text(self, task: _Task) -> str | None:
-    return self._texts.get((task.digest, task.prompt))
+  def text(self, picture: _Picture) -> str | None:
+    return self._texts.get((picture.digest, picture.prompt))
 
 
 def _chosen(
@@ -157,102 +155,120 @@ def _chosen(
                      f"({dict(report.unanswered) or 'it is empty'})")
   words = prompts_lib.levels([score for _, _, score in rated], guidance)
   for (number, name, _), level in zip(rated, words):
-    if int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8]) % (
-      count) == part:
+    if _place(name) % count == part:
       level = level if wants_level else None
       yield number, prompts_lib.fill(prompt, level), level
 
 
-def _tasks(source, chosen, known, log, task, report, meter) -> Iterator[_Task]:
-  """What is left to ask; writes down what need not be asked."""
-  for number, prompt, level in chosen:
-    sample = source[number]
-    if sample.pyramid is not None:
-      _note(report, "stored-as-pyramid", f"{sample.id}: has no file to send; build it plain")
-      meter.advance(skipped=True)
-      continue
-    wanted = _Task(sample.id, sample.image, prompt, level)
-    if known.has(wanted):
-      report.there += 1
-    elif (text := known.text(wanted)) is not None:
-      report.reused += 1
-      _write(log, known, task, [(wanted, text)], known._by)
-    else:
-      yield wanted
-      continue
-    meter.advance()
+def _place(name: str) -> int:
+  return int.from_bytes(hashlib.sha256(name.encode("utf-8", "backslashreplace")).digest()[:8])
 
 
-def _run(tasks, captioner, log, known, task, tries, report, meter) -> None:
-  """Asks, as many at a time as the captioner takes, and writes each answer as it comes."""
-  groups = iter(lambda: list(itertools.islice(tasks, captioner.batch)), [])
-  with concurrent.futures.ThreadPoolExecutor(captioner.calls) as pool:
+class _Job:
+  """Asks about pictures, as many at a time as the captioner takes, and writes down what it says."""
+
+  def __init__(self, captioner: Captioner, log: CaptionLog, task: str, tries: int, report: Report,
+               meter: progress_lib.Progress):
+    self._captioner, self._log, self._task, self._tries = captioner, log, task, tries
+    self._report, self._meter = report, meter
+    self._known = _Known(log.lines, captioner.name, task)
+
+  def run(self, source: Source, chosen: Sequence[tuple[int, str, str | None]]) -> None:
+    """Asks about the chosen (record number, prompt, level)."""
+    tasks = self._left_of(source, chosen)
+    groups = iter(lambda: list(itertools.islice(tasks, self._captioner.batch)), [])
     waiting: set[concurrent.futures.Future] = set()
-    try:
-      for group in groups:
-        waiting.add(pool.submit(_ask, captioner, group, tries))
-        if len(waiting) >= 2 * captioner.calls:
-          waiting = _collect(waiting, log, known, task, captioner.name, report, meter)
-      while waiting:
-        waiting = _collect(waiting, log, known, task, captioner.name, report, meter)
-    except BaseException:
-      pool.shutdown(wait=True, cancel_futures=True)
-      # What was answered meanwhile is paid for.
-      for future in waiting:
-        if future.done() and not future.cancelled() and future.exception() is None:
-          _take(future.result(), log, known, task, captioner.name, report, meter)
-      raise
+    with concurrent.futures.ThreadPoolExecutor(self._captioner.calls) as pool:
+      try:
+        for group in groups:
+          waiting.add(pool.submit(_ask, self._captioner, group, self._tries))
+          if len(waiting) >= 2 * self._captioner.calls:
+            waiting = self._collect(waiting)
+        while waiting:
+          waiting = self._collect(waiting)
+      except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        # What was answered meanwhile is paid for.
+        for future in waiting:
+          if not future.cancelled() and future.exception() is None:
+            self._take(future.result())
+        raise
+
+  def _left_of(self, source: Source, chosen) -> Iterator[_Picture]:
+    """What is left to ask about; writes down what need not be asked."""
+    for number, prompt, level in chosen:
+      sample = source[number]
+      picture = _Picture(sample.id, sample.image, prompt, level)
+      if sample.pyramid is not None:
+        _note(self._report, "stored-as-pyramid", f"{sample.id}: has no file; build it plain")
+      elif self._known.has(picture):
+        self._report.there += 1
+      elif (text := self._known.text(picture)) is not None:
+        self._report.reused += 1
+        self._write([(picture, text)])
+      else:
+        yield picture
+        continue
+      self._meter.advance(skipped=sample.pyramid is not None)
+
+  def _collect(self, waiting: set[concurrent.futures.Future]) -> set[concurrent.futures.Future]:
+    """Writes what is done and returns what is not; raises what a call has raised."""
+    done, left = concurrent.futures.wait(
+      waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+    waiting -= done
+    failed = None
+    for future in done:
+      failed = failed or future.exception()
+      if future.exception() is None:
+        self._take(future.result())
+    if failed is not None:
+      raise failed
+    return left
+
+  def _take(self, outcomes: Sequence["_Outcome"]) -> None:
+    answers = []
+    for picture, answer, again in outcomes:
+      self._report.again += again
+      if isinstance(answer, Unanswered):
+        _note(self._report, answer.reason, f"{picture.id}: {answer}")
+      else:
+        self._report.answered += 1
+        answers.append((picture, answer))
+      self._meter.advance(skipped=isinstance(answer, Unanswered))
+    self._write(answers)
+
+  def _write(self, answers: Sequence[tuple[_Picture, str]]) -> None:
+    lines = [
+      {"id": picture.id, "task": self._task, "text": text, "level": picture.level,
+       "image": picture.digest, "prompt": picture.prompt, "by": self._captioner.name}
+      for picture, text in answers
+    ]
+    if lines:
+      self._log.add(lines)
+    for line in lines:
+      self._known.add(line)
 
 
-def _collect(waiting, log, known, task, by, report, meter):
-  done, left = concurrent.futures.wait(
-    waiting, return_when=concurrent.futures.FIRST_COMPLETED)
-  failed = None
-  for future in done:
-    if future.exception() is not None:
-      failed = future.exception()
-    else:
-      _take(future.result(), log, known, task, by, report, meter)
-  waiting -= done
-  if failed is not None:
-    raise failed
-  return left
+# A picture, its answer or why there is none, and how many answers before were not used.
+_Outcome = tuple[_Picture, str | Unanswered, int]
 
 
-def _take(outcomes, log, known, task, by, report, meter) -> None:
-  answers = []
-  for wanted, answer, again in outcomes:
-    report.again += again
-    if isinstance(answer, Unanswered):
-      _note(report, answer.reason, f"{wanted.id}: {answer}")
-    else:
-      report.answered += 1
-      answers.append((wanted, answer))
-    meter.advance(skipped=isinstance(answer, Unanswered))
-  _write(log, known, task, answers, by)
-
-
-def _ask(
-  captioner: Captioner, group: Sequence[_Task], tries: int
-) -> list[tuple[_Task, str | Unanswered, int]]:
-  """(task, answer or why there is none, answers that were not used) of each of a group."""
-  outcomes: dict[str, tuple[_Task, str | Unanswered, int]] = {}
-  left = list(group)
+def _ask(captioner: Captioner, group: Sequence[_Picture], tries: int) -> list[_Outcome]:
+  """What becomes of each of a group. What fails together is asked about one by one."""
+  outcomes: dict[str, _Outcome] = {}
+  parts = [list(group)]
   for attempt in range(tries):
-    # A group that fails as a whole is asked about one by one.
-    parts = [left] if attempt == 0 else [[wanted] for wanted in left]
-    left = []
+    again = []
     for part in parts:
-      for wanted, answer in zip(part, _answers(captioner, part)):
-        outcomes[wanted.id] = wanted, answer, attempt
-        if isinstance(answer, Unanswered):
-          left.append(wanted)
-    if not left:
-      break
+      for picture, answer in zip(part, _answers(captioner, part)):
+        outcomes[picture.id] = picture, answer, attempt
+        if isinstance(answer, Unanswered) and not (answer.final and len(part) == 1):
+          again.append([picture])
+    parts = again
   return list(outcomes.values())
 
 
-def _answers(captioner: Captioner, group: Sequence[_Task]) -> list[str | Unanswered]:
+def _answers(captioner: Captioner, group: Sequence[_Picture]) -> list[str | Unanswered]:
   try:
     texts = captioner.describe([t.image for t in group], [t.prompt for t in group])
   except Unanswered as error:
@@ -266,18 +282,6 @@ def _answers(captioner: Captioner, group: Sequence[_Task]) -> list[str | Unanswe
     except Unanswered as error:
       answers.append(error)
   return answers
-
-
-def _write(log, known, task, answers, by) -> None:
-  lines = [
-    {"id": wanted.id, "task": task, "text": text, "level": wanted.level, "image": wanted.digest,
-     "prompt": wanted.prompt, "by": by}
-    for wanted, text in answers
-  ]
-  if lines:
-    log.add(lines)
-  for line in lines:
-    known.add(line)
 
 
 def _note(report: Report, reason: str, example: str) -> None:

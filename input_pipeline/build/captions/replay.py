@@ -38,6 +38,7 @@ class ReplayCaptioner:
     for data, prompt in zip(images, prompts, strict=True):
       key = hashlib.sha256(data).hexdigest(), prompt
       if key not in self._texts:
-        raise Unanswered("not-in-replay", f"{self._path} has no answer to {prompt[:60]!r} for it")
+        raise Unanswered(
+          "not-in-replay", f"{self._path} has no answer to {prompt[:60]!r} for it", final=True)
       answers.append(self._texts[key])
     return answers

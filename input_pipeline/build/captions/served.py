@@ -83,7 +83,7 @@ class ServedCaptioner:
                                "key") from error
         if error.code not in _PASSING:
           # This picture or prompt is what the server does not take.
-          raise Unanswered("rejected", problem) from error
+          raise Unanswered("rejected", problem, final=True) from error
         wait = waiting_time(error.headers.get("Retry-After"), attempt)
         if error.code in (429, 503):
           self._hold_all(wait)

@@ -64,7 +64,7 @@ class TemplateCaptioner:
     try:
       found = measure(images_lib.decode_image(data))
     except images_lib.ImageError as error:
-      raise Unanswered(error.reason, str(error)) from error
+      raise Unanswered(error.reason, str(error), final=True) from error
     return text(task, level, found, hashlib.sha256(data).digest()[0])
 
 
