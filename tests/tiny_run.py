@@ -22,12 +22,23 @@ MAE = {
                   decoder_width=16, decoder_depth=1, decoder_heads=2, decoder_mlp_dim=24),
     "mask": dict(num_visible=4),
 }
+CLIP = {
+    "image": dict(width=32, depth=2, mlp_dim=48, num_heads=2, patch_size=8, image_size=32,
+                  num_classes=20),
+    "text": dict(width=24, depth=1, mlp_dim=48, num_heads=2, vocab_size=259, text_len=32,
+                 eot_id=1),
+}
+_RUNS = {
+    "ps3": (MODEL, INPUT),
+    "mae": (MAE, dict(data="nowhere", image_size=32, captions=False)),
+    "clip": (CLIP, dict(data="nowhere", image_size=32, text_len=32, canonicalize=False)),
+}
 
 
 @functools.cache
 def params(seed: int = 0, name: str = "ps3"):
   """Parameters, none at its initial value: norms, biases and residual tables included."""
-  task = tasks.make(name, MODEL if name == "ps3" else MAE)
+  task = tasks.make(name, _RUNS[name][0])
   spec = jax.eval_shape(
       lambda: sharding.unbox(task.init(jax.random.key(0), jax.tree.map(
           lambda s: jnp.zeros(s.shape, s.dtype), task.batch_spec(1)))))
@@ -41,8 +52,7 @@ def params(seed: int = 0, name: str = "ps3"):
 
 def save(workdir, seed: int = 0, step: int = 3, name: str = "ps3"):
   """Writes a checkpoint of these parameters, as training would."""
-  model, settings = (MODEL, INPUT) if name == "ps3" else (
-      MAE, dict(data="nowhere", image_size=32, captions=False))
+  model, settings = _RUNS[name]
   checkpoints = checkpoint.Checkpoints(workdir)
   state = {"params": jax.tree.map(jnp.asarray, params(seed, name)), "step": jnp.int32(step)}
   checkpoints.save(step, state, {"config": {
