@@ -180,18 +180,20 @@ def table(results: dict[str, float]) -> str:
 
 
 def stored(workdirs: Sequence[str]) -> dict[str, dict[str, float]]:
-  """{workdir: its stored results}.
+  """{workdir: its stored results, and of one that rates pictures those of other checkpoints}.
 
   Raises:
     ValueError: a workdir that has no `evaluation.json` yet.
   """
+  from big_vision_ext import rating_history
+
   columns = {}
   for workdir in workdirs:
     path = pathlib.Path(workdir) / workdir_lib.EVALUATION_FILE
     if not path.is_file():
       raise ValueError(f"{path} does not exist; first run "
                        f"python -m big_vision_ext.evaluate --workdir {workdir}")
-    columns[workdir] = json.loads(path.read_text())
+    columns[workdir] = json.loads(path.read_text()) | rating_history.chosen(path.parent)
   return columns
 
 
@@ -220,6 +222,21 @@ def mean(columns: dict[str, dict[str, float]]) -> str:
   return "\n".join(lines)
 
 
+def summary(columns: dict[str, dict[str, float]]) -> str:
+  """Mean, median and interquartile range of each result over the runs that have it."""
+  from big_vision_ext.evaluators import _correlation
+
+  names = list(dict.fromkeys(name for column in columns.values() for name in column))
+  width = max(len(name) for name in names)
+  lines = [f"{'':<{width}}      mean    median       iqr  runs"]
+  for name in names:
+    values = [c[name] for c in columns.values() if name in c]
+    found = _correlation.summary(values)
+    cells = "".join(f"{found[key]:10.4f}" for key in ("mean", "median", "iqr"))
+    lines.append(f"{name:<{width}}{cells}  {len(values):4d}")
+  return "\n".join(lines)
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   """The command line; `overrides` has the --config.KEY=VALUE arguments as "KEY=VALUE".
 
@@ -236,6 +253,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   add("--evals", default="", help="types of evaluators to run with their defaults, comma-separated")
   add("--config", help="config file whose evaluators and input are taken instead of the run's")
   add("--split", help="split to measure on instead of the config's")
+  add("--part", help="part of a split of rated pictures, e.g. reference_1/test, likewise")
   add("--data", help="data set to measure on instead of the config's")
   add("--tokenizer", help="tokeniser of the captions instead of the config's")
   add("--out", help="file to write, with --sweep a folder; default: in the workdir")
@@ -249,6 +267,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
       help="measure nothing, print the stored results of these runs beside it")
   add("--mean", action="store_true",
       help="with --compare: mean and standard deviation over the runs")
+  add("--summary", action="store_true",
+      help="with --compare: mean, median and interquartile range over the runs, e.g. ten splits")
   add("--debug", action="store_true", help="show the traceback of an error")
   options, rest = parser.parse_known_args(argv)
   for arg in rest:
@@ -284,10 +304,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   def command() -> None:
     options = parse_args(argv)
     if options.compare:
-      print((mean if options.mean else compare)(stored([options.workdir, *options.compare])))
+      tell = summary if options.summary else mean if options.mean else compare
+      print(tell(stored([options.workdir, *options.compare])))
       return
     console.set_up_logging(options.debug)
-    changes = {k: getattr(options, k) for k in ("split", "data", "tokenizer")}
+    changes = {k: getattr(options, k) for k in ("split", "part", "data", "tokenizer")}
     changes = {k: v for k, v in changes.items() if v}
     grid = {"looks": numbers(options.looks, "--looks"),
             "scales": options.scales and numbers(options.scales, "--scales")}
