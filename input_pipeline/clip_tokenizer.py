@@ -1,9 +1,9 @@
 """How does a caption become ids for CLIP? Byte-pair encoding with OpenAI's vocabulary.
 
-The vocabulary is not part of this project; it is MIT-licensed, and comes in three forms that all give
-the same ids: `bpe_simple_vocab_16e6.txt.gz` of github.com/openai/CLIP (the wheel of open_clip_torch
-has it too), `vocab.json` with `merges.txt`, or a `tokenizer.json`, as they lie in every CLIP model's
-folder of the transformers library.
+The vocabulary is not part of this project; it is MIT-licensed, and comes in three forms that all
+give the same ids: `bpe_simple_vocab_16e6.txt.gz` of github.com/openai/CLIP (the wheel of
+open_clip_torch has it too), `vocab.json` with `merges.txt`, or a `tokenizer.json`, as they lie in
+every CLIP model's folder of the transformers library.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """How a caption becomes ids: canonical text, and tokenisers behind one interface.
 
-A tokeniser is named by a string: "bytes", "sentencepiece:PATH", "tokenizers:PATH" or "clip:PATH", the
-last three with optional "?pad=1,eos=1" where the ids differ from what the file itself says (SigLIP
-pads its SentencePiece ids with 1, the end-of-sequence id).
+A tokeniser is named by a string: "bytes", "sentencepiece:PATH", "tokenizers:PATH" or "clip:PATH",
+the last three with optional "?pad=1,eos=1" where the ids differ from what the file itself says
+(SigLIP pads its SentencePiece ids with 1, the end-of-sequence id).
 """
 
 import abc
@@ -252,7 +252,7 @@ def canonicalize(text: str) -> str:
 def plain(text: str) -> str:
   """Returns a text with plain characters, as far as `ftfy` is followed here.
 
-  Straight quotes, no ligatures, full-width ASCII as ASCII, no control characters, NFC. Text that was
-  decoded with the wrong encoding is not repaired.
+  Straight quotes, no ligatures, full-width ASCII as ASCII, no control characters, NFC. Text that
+  was decoded with the wrong encoding is not repaired.
   """
   return unicodedata.normalize("NFC", text.translate(_PLAIN))

@@ -79,8 +79,8 @@ def _preprocessing(weights: Any) -> str:
   how = f"resized to {width} x {height} px without keeping the aspect ratio ({resize})"
   if weights.task == "clip":
     how = f"the shorter side resized to {height} px ({resize}), the middle {width} x {height} px"
-  lines = [f"Images: RGB, {how}, divided by 255, then (x - mean) / std with mean {_short(mean)} and "
-           f"std {_short(std)}."]
+  lines = [f"Images: RGB, {how}, divided by 255, then (x - mean) / std with mean {_short(mean)} "
+           f"and std {_short(std)}."]
   if image.get("scales"):
     lines.append(f"The model makes its scales {list(image['scales'])} px of that itself.")
   length = (weights.model.get("text") or {}).get("text_len")

@@ -105,7 +105,8 @@ def check(weights: Any, format: str, *, square: bool = True, own: Mapping[str, A
         raise ConvertError(f"model.{name}.{key}={spec[key]!r}: the format {format!r} has no such "
                            f"thing, only {value!r}; export as npz")
     if (act := spec.get("act", "quick_gelu")) not in acts:
-      raise ConvertError(f"model.{name}.act={act!r}: the format {format!r} has {' and '.join(acts)}")
+      raise ConvertError(f"model.{name}.act={act!r}: the format {format!r} has "
+                         f"{' and '.join(acts)}")
   patch, size = siglip.sides(weights.model["image"])
   if square and (patch[0] != patch[1] or size[0] != size[1]):
     raise ConvertError(f"the format {format!r} has square images and patches only; this model has "
@@ -113,7 +114,7 @@ def check(weights: Any, format: str, *, square: bool = True, own: Mapping[str, A
 
 
 def end_of_text(text: Mapping[str, Any]) -> int | None:
-  """The id that a text tower reads a text at; None if it is the largest id, as OpenAI's takes it."""
+  """The id that a text tower reads a text at; None if that is the largest one, as for OpenAI."""
   found = text.get("eot_id")
   return None if found == text["vocab_size"] - 1 else found
 

@@ -1,7 +1,7 @@
 """How does open_clip keep CLIP? As its class `CLIP`, or `CustomTextCLIP`, without timm.
 
-The arrays have OpenAI's names, in the second one with `text.` before those of the text tower. Unlike
-OpenAI's files, the config says which activation and how many heads there are.
+The arrays have OpenAI's names, in the second one with `text.` before those of the text tower.
+Unlike OpenAI's files, the config says which activation and how many heads there are.
 """
 
 import json

@@ -1,7 +1,7 @@
 """How does the transformers library keep CLIP? As `CLIPModel`, of any version.
 
-Read are folders with either kind of GELU, the buffers that versions before 4.31 saved along, and the
-settings that early configs keep in `text_config_dict` and `vision_config_dict`.
+Read are folders with either kind of GELU, the buffers that versions before 4.31 saved along, and
+the settings that early configs keep in `text_config_dict` and `vision_config_dict`.
 """
 
 import json
@@ -22,7 +22,7 @@ _TEXT = _TOWER | dict(hidden_size=512, intermediate_size=2048, num_attention_hea
 _VISION = _TOWER | dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12,
                         image_size=224, patch_size=32, num_channels=3)
 _ACTS = ("quick_gelu", "gelu")
-# Says "the largest id" there: what early configs had, whose tokenizers ended texts with another one.
+# Says "the largest id" there: early configs had it, whose tokenizers ended texts with another one.
 _LARGEST = 2
 _VOCABULARY = 49_408
 

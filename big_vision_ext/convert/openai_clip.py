@@ -1,8 +1,8 @@
 """How does OpenAI keep CLIP? One state dict, whose sizes are those of its arrays.
 
-Read are files of `torch.save` and of `torch.jit.save` (OpenAI's own downloads), UniQA's weights, which
-have the same names, what open_clip's training saves, and safetensors. They say nothing of activation
-and heads: these are taken to be OpenAI's, QuickGELU and heads 64 wide.
+Read are files of `torch.save` and of `torch.jit.save` (OpenAI's own downloads), UniQA's weights,
+which have the same names, what open_clip's training saves, and safetensors. They say nothing of
+activation and heads: these are taken to be OpenAI's, QuickGELU and heads 64 wide.
 """
 
 import pathlib
@@ -59,7 +59,7 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 0, progre
 def usage(weights: Weights) -> str:
   """How to load an export, in Markdown."""
   del weights
-  return ("With openai/CLIP (its code turns matrices into float16; `.float()` widens them again):\n\n"
+  return ("With openai/CLIP (which turns matrices into float16; `.float()` widens them again):\n\n"
           "```python\nimport clip.model, safetensors.torch\n"
           'state = safetensors.torch.load_file("E/model.safetensors")\n'
           "model = clip.model.build_model(state).float()\n```\n\n"

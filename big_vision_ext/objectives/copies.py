@@ -36,7 +36,7 @@ def _hash(x, seed):
 
 
 def _mix(x):
-  """MurmurHash3's last step: each bit of the result depends on all bits (Appleby, public domain)."""
+  """MurmurHash3's last step: each bit of the result depends on all bits."""
   for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
     x = (x ^ (x >> shift)) * jnp.uint32(factor)
   return x ^ (x >> 16)

@@ -100,7 +100,7 @@ class Pair:
 
 
 def keys_of(batch: Mapping[str, Any], duplicates: str) -> copies.Keys:
-  """What tells copies among the rows of a batch, if it matters: texts, and `image_id` if it is there.
+  """What tells copies among the rows of a batch, if it matters: texts, and `image_id` if given.
 
   `image_id` is a whole number for each row, or several (b, k), equal where the image is.
   """

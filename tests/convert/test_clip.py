@@ -12,6 +12,7 @@ from big_vision_ext import convert, weights
 from big_vision_ext.convert import ConvertError, clip, files
 from big_vision_ext.core import trees
 from big_vision_ext.embedding import Embedder
+from input_pipeline import text
 from tests.convert import clip_towers as towers
 from tests.convert.cases import assert_same
 from tests.convert.test_torch_zip import Script, Storage, Tensor, write
@@ -143,9 +144,9 @@ def test_openais_own_files_are_read_and_half_precision_is_said_to_be_so(tmp_path
 
 
 def test_names_of_open_clips_custom_text_class_are_read(tmp_path):
-  text = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
+  words = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
   path, given = saved(tmp_path, lambda t: {"state_dict": {f"module.{n}": x for n, x in t.items()}},
-                      lambda n: f"text.{n}" if n.startswith(text) else n, half=False)
+                      lambda n: f"text.{n}" if n.startswith(words) else n, half=False)
   assert_same(convert.read(path).params, dict(given.params))
 
 
@@ -215,7 +216,7 @@ def test_what_is_missing_or_extra_is_listed_by_name(tmp_path):
   ("openai_clip", OBLONG, "square images"), ("transformers", OBLONG, "square images"),
   ("open_clip", OTHER_END, "ln_eps=1e-06"),
   ("open_clip", towers.MODEL | {"text": towers.TEXT | {"eot_id": 7}}, "eot_id=7"),
-  ("open_clip", towers.MODEL | {"text": towers.TEXT | {"act": "gelu"}}, "both towers have the same"),
+  ("open_clip", towers.MODEL | {"text": towers.TEXT | {"act": "gelu"}}, "both towers have the sam"),
   ("transformers", towers.MODEL | {"image": towers.IMAGE | {"act": "gelu_tanh"}}, "gelu_tanh"),
   ("transformers", towers.MODEL | {"bias_init": -10.0}, r"no place for these.*\n  b"),
   ("timm", towers.MODEL, "holds plain towers"), ("mae", towers.MODEL, "masked autoencoders"),
@@ -245,3 +246,15 @@ def test_weights_of_any_format_encode_images(tmp_path):
   features = embedder.task.outputs["image_features"](
     trees.nest(towers.draw(seed=7)), {"image": image[None]})[0]
   np.testing.assert_allclose(pooled, features / np.linalg.norm(features), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_vocabulary_goes_with_the_weights(tmp_path, form):
+  (tmp_path / "bpe.txt").write_text("#version: 0.2\ng o\ngo o\ngoo d</w>\n")
+  spec = f"clip:{tmp_path / 'bpe.txt'}"
+  convert.write(form, tmp_path / "E", towers.weights(input={"tokenizer": spec, "text_len": 10}))
+  moved = (tmp_path / "E").rename(tmp_path / "M")
+  found = convert.read(moved).input["tokenizer"]
+  assert found.startswith(f"clip:{moved}/")
+  rows = [text.make_tokenizer(name).tokenize("Good goose", 10) for name in (spec, found)]
+  np.testing.assert_array_equal(*rows)

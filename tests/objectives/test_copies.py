@@ -14,7 +14,8 @@ from tests.objectives.test_contrastive_ring import assert_same, batch, make_mesh
 # Captions of 24 rows: one three times, one seven times, two twice, on other devices than each other
 # and on the same; and images, of which some are the same with other captions.
 TEXT = np.array([0, 1, 2, 3, 0, 5, 6, 7, 8, 9, 3, 3, 12, 13, 0, 3, 16, 17, 3, 3, 20, 20, 3, 12])
-IMAGE = np.array([0, 1, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 5, 14, 15, 16, 1, 18, 19, 20, 21, 22, 23])
+IMAGE = np.arange(24)
+IMAGE[[2, 17, 13]] = 1, 1, 5
 
 
 def reference(form, duplicates, same, zimg, ztxt, t, b):
@@ -34,7 +35,8 @@ def reference(form, duplicates, same, zimg, ztxt, t, b):
       loss += np.logaddexp(0, -sign * logits[i, j]) / n
       g[i, j] = -sign / (1 + np.exp(sign * logits[i, j])) / n
   else:
-    for rows, grad, among, aims in ((logits, g, counted, right), (logits.T, g.T, counted.T, right.T)):
+    sides = (logits, g, counted, right), (logits.T, g.T, counted.T, right.T)
+    for rows, grad, among, aims in sides:
       for i, row in enumerate(rows):
         top = row[among[i]].max()
         p = np.where(among[i], np.exp(row - top), 0.0)

@@ -84,7 +84,8 @@ def test_images_are_normalised_with_the_statistics_of_the_config(task, params):
   plain = make(mean=(0.0,) * 3, std=(1.0,) * 3)
   pixels = b["image"] / 255.0
   images = (pixels - np.array(formats.MEAN)) / np.array(formats.STD)
-  z = plain.towers.apply({"params": params}, images.astype(np.float32), method=lambda m, x: m.img(x)[0])
+  features = lambda towers, x: towers.img(x)[0]
+  z = plain.towers.apply({"params": params}, images.astype(np.float32), method=features)
   np.testing.assert_allclose(task.outputs["image_features"](params, b), z, atol=1e-5)
 
 
