@@ -40,12 +40,12 @@ def json_lines(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
   try:
     with open(path, encoding="utf-8") as file:
       for number, line in enumerate(file, 1):
-        if not line.endswith("\n"):
-          break
         where = f"{path}, line {number}"
         try:
           entry = json.loads(line)
         except ValueError as error:
+          if not line.endswith("\n"):
+            break  # A crash has left it unfinished.
           raise BuildError(f"{where}: is no JSON ({error})") from error
         if not isinstance(entry, dict):
           raise BuildError(f"{where}: is {type(entry).__name__}, expected an object")
@@ -93,7 +93,7 @@ class CaptionLog:
       except BlockingIOError as error:
         raise BuildError(f"{self.path}: another process is adding to it; give each its own --out "
                          "and --shard") from error
-      _drop_torn_end(self.path)
+      _mend_end(self.path)
       self.lines = list(read_lines(self.path))
     except BaseException:
       self._file.close()
@@ -111,9 +111,16 @@ class CaptionLog:
     self._file.flush()
 
 
-def _drop_torn_end(path: pathlib.Path) -> None:
-  """Cuts off a line that a crash left unfinished, which the next one would be glued to."""
+def _mend_end(path: pathlib.Path) -> None:
+  """Ends the last line, to which the next would be glued, or cuts it off if a crash has broken it."""
   with open(path, "r+b") as file:
     data = file.read()
-    if data and not data.endswith(b"\n"):
-      file.truncate(data.rfind(b"\n") + 1)
+    if not data or data.endswith(b"\n"):
+      return
+    start = data.rfind(b"\n") + 1
+    try:
+      json.loads(data[start:])
+    except ValueError:
+      file.truncate(start)
+    else:
+      file.write(b"\n")
