@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     crop_features.write_json(out / crop_features.MANIFEST, {
         "format": crop_features.FORMAT, "version": crop_features.VERSION,
         "settings": dataclasses.asdict(settings), "records": len(source), "unusable": skipped,
-        "shards": names, PROMPTS: prompts, "clip": {"tokenizer": towers.preprocessing["tokenizer"]}})
+        "shards": names, PROMPTS: prompts})
   print(f"{len(source) - skipped} of {len(source)} pictures, {settings.crops} + "
         f"{settings.num_eval} features of {settings.width} numbers each, in {out}")
   return 1 if skipped else 0
@@ -226,7 +226,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   add("--out", required=True, help="folder to write to")
   add("--crops", type=int, default=20, help="random crops of each picture to train on; default: "
       "20, as many as the published recipe for KonIQ has epochs")
-  add("--no-flip", action="store_true", help="mirror none of them; default: each with a half chance")
+  add("--no-flip", action="store_true", help="mirror none of them; default: half of them")
   add("--eval-crops", choices=tuple(_KINDS), default="ten_random",
       help="crops that a picture is rated by; default: ten_random")
   add("--prompts", action="append", default=[], metavar="FILE",

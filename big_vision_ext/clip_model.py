@@ -38,8 +38,8 @@ class ClipTowers(LoadedModel):
     self.towers = getattr(self.task, "clip", None) or self.task
     if "text_features" not in self.towers.outputs:
       raise ValueError(
-          f"{self.source}: holds weights of task {self.task_name!r} without CLIP's towers; expected "
-          "a CLIP (OpenAI's, transformers', open_clip's, UniQA's or a run of ours)")
+          f"{self.source}: holds weights of task {self.task_name!r} without CLIP's towers; "
+          "expected a CLIP (OpenAI's, transformers', open_clip's, UniQA's or a run of ours)")
     self.size, self.width = self.towers.image_size, self.towers.vision.num_classes
     self.sizes = [(self.size,) * 2]
     self._image = jax.jit(self.towers.outputs["image_features"])

@@ -70,11 +70,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   how("--seed", type=int, default=0, help="of masked models: of the mask in pictures; default: 0")
   how("--batch", type=int, default=1, help="images encoded together; default: 1")
   rated = parser.add_argument_group("with --task quality").add_argument
-  rated("--adapter", metavar="FILE", help="UniQA's adapter for the CLIP of --weights; --prompts is a "
-        "name or JSON file of words for levels (configs/uniqa/README.md)")
+  rated("--adapter", metavar="FILE", help="UniQA's adapter for the CLIP of --weights; --prompts is "
+        "a name or JSON file of words for levels (configs/uniqa/README.md)")
   rated("--crops", choices=("ten_random", "five_crop", "grid", "center", "whole"),
-        default="ten_random", help="what is looked at: crops at the picture's own resolution, whose "
-        "scores are averaged, or the whole, reduced; default: ten_random")
+        default="ten_random", help="what is looked at: crops at the picture's own resolution, "
+        "whose scores are averaged, or the whole, reduced; default: ten_random")
   rated("--short-side", type=int, default=384, metavar="PIXELS",
         help="reduce larger pictures to this shorter side first; 0: never; default: 384")
   out = parser.add_argument_group("what to write").add_argument

@@ -110,7 +110,8 @@ class Rater:
     if crops not in CROPS:
       raise ValueError(f"crops={crops!r}: expected one of {', '.join(CROPS)}")
     if short_side < 0 or batch_size < 1:
-      raise ValueError(f"short_side={short_side}, batch_size={batch_size}: expected at least 0 and 1")
+      raise ValueError(
+          f"short_side={short_side}, batch_size={batch_size}: expected at least 0 and 1")
     self._crops, self._short_side, self.batch_size = crops, short_side, batch_size
     each = {"five_crop": 5, "center": 1, WHOLE: 1}.get(crops, _ROUGHLY)
     loaded = weights.load(source, step)
@@ -219,8 +220,8 @@ def _adapted(run: weights.Loaded) -> Head:
 def _towers_of(run: weights.Loaded) -> str:
   path = (run.model.get("towers") or {}).get("path")
   if not path or not os.path.exists(path.removesuffix(":ema")):
-    raise ValueError(f"{run.source}: was trained on features of {path or 'weights it does not name'}"
-                     ", which is not there; give them with --weights")
+    raise ValueError(f"{run.source}: was trained on features of {path or 'weights without a name'}, "
+                     "which are not there; give them with --weights")
   return path
 
 

@@ -147,8 +147,8 @@ class Table:
     differ = sorted(k for k in found.keys() | settings.keys() if found.get(k) != settings.get(k))
     if differ:
       was, now = (", ".join(f"{k}={of.get(k)!r}" for k in differ) for of in (found, settings))
-      raise RatingsError(f"{self.path} is there and was made with {was}; now it would be {now}. Give "
-                         "another --out, or --overwrite")
+      raise RatingsError(f"{self.path} is there and was made with {was}; now it would be {now}. "
+                         "Give another --out, or --overwrite")
 
   def _read(self) -> dict[str, list[str]]:
     text = self.path.read_text(encoding="utf-8")
@@ -244,8 +244,8 @@ class Run:
       shares.append(table.levels(key))
     if not pictures:
       return
-    of = f"{len(shown)} of {len(ranked)}, from evenly spaced ranks" if len(shown) < len(ranked) else (
-        f"{len(ranked)} pictures")
+    of = f"{len(ranked)} pictures" if len(shown) == len(ranked) else (
+        f"{len(shown)} of {len(ranked)} pictures, from evenly spaced ranks")
     heads = self._rater.heads
     page = rating_sheet.sheet(
         pictures, lines, shares, table.words, title=f"{of}, best quality first",

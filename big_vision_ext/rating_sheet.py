@@ -12,8 +12,8 @@ _SIDE, _GAP, _TEXT = 200, 16, 62
 
 
 def sheet(pictures: Sequence[np.ndarray], lines: Sequence[tuple[str, str]],
-          levels: Sequence[Sequence[float]], words: Sequence[str], *, title: str, subtitle: str = "",
-          columns: int | None = None) -> np.ndarray:
+          levels: Sequence[Sequence[float]], words: Sequence[str], *, title: str,
+          subtitle: str = "") -> np.ndarray:
   """Pictures in the order they are given, row by row, each with its level bar and two lines.
 
   Args:
@@ -22,10 +22,9 @@ def sheet(pictures: Sequence[np.ndarray], lines: Sequence[tuple[str, str]],
     levels: of each, shares of the levels, worst first.
     words: names of the levels, for the legend.
     title, subtitle: above all.
-    columns: pictures in a row; default: about as many as rows, and at most 8.
   """
   count = len(pictures)
-  columns = columns or max(1, min(8, round((count * 1.6) ** 0.5)))
+  columns = max(1, min(8, round((count * 1.6) ** 0.5)))
   rows = -(-count // columns)
   bold, font, small = (ImageFont.load_default(size) for size in (20, 15, 13))
   # A narrow sheet still has to hold its legend.
@@ -44,7 +43,8 @@ def sheet(pictures: Sequence[np.ndarray], lines: Sequence[tuple[str, str]],
     size = tuple(max(1, round(s * ratio)) for s in small_picture.size)
     method = Image.Resampling.LANCZOS if ratio < 1 else Image.Resampling.NEAREST
     # On the line of its text, whatever its shape.
-    page.paste(small_picture.resize(size, method), (x + (_SIDE - size[0]) // 2, y + _SIDE - size[1]))
+    small_picture = small_picture.resize(size, method)
+    page.paste(small_picture, (x + (_SIDE - size[0]) // 2, y + _SIDE - size[1]))
     bar(pen, (x, y + _SIDE + 5, _SIDE, 8), shares, colours)
     pen.text((x, y + _SIDE + 17), _fit(scores, font, _SIDE), fill=_INK, font=font)
     pen.text((x, y + _SIDE + 37), _fit(name, small, _SIDE, middle=True), fill=_FAINT, font=small)

@@ -1,4 +1,4 @@
-"""python -m launch.uniqa_table OUT: the table of `uniqa_study.sh`, of the runs in OUT, in Markdown."""
+"""python -m launch.uniqa_table OUT: the table of `uniqa_study.sh` of the runs in OUT."""
 
 import argparse
 import json

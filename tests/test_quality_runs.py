@@ -1,4 +1,4 @@
-"""From towers to ratings: features once, runs on them and on images, tables that can be gone on with."""
+"""From towers to ratings: features once, runs on them and on images, tables that go on."""
 
 import csv
 import dataclasses

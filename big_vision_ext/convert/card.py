@@ -22,8 +22,8 @@ _TASKS = {
            "image and a decoder that predicts the others (arXiv 2111.06377)",
     "focusmim": "a FocusMIM model: a convolutional autoencoder that predicts hidden pixels (arXiv "
                 "2404.08526)",
-    "quality": "an adapter that rates the quality or the aesthetics of pictures by the features of a "
-               "frozen CLIP (arXiv 2406.01069)"}
+    "quality": "an adapter that rates the quality or the aesthetics of pictures by the features "
+               "of a frozen CLIP (arXiv 2406.01069)"}
 
 
 def text(format: str, weights: Any, folder: pathlib.Path, module: Any) -> str:

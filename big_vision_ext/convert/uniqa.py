@@ -2,9 +2,8 @@
 
     adapter.fc.0.weight (d / 2, d), adapter.fc.2.weight (d, d / 2), score_level (5,)
 
-Read are its `.pt` files and safetensors with these names; both are written. The CLIP that an adapter
-belongs to is a file of its own (format `openai_clip`), as are the prompts, of which neither says
-anything.
+Read are its `.pt` files and safetensors with these names; both are written. The CLIP that an
+adapter belongs to is a file of its own (format `openai_clip`); neither says anything of prompts.
 """
 
 import pathlib
@@ -53,8 +52,8 @@ def read(path: pathlib.Path) -> Weights:
   for name, axes in ((_FIRST, 2), (_LEVELS, 1)):
     found = specs.get(name, ((), None))[0]
     if len(found) != axes or 0 in found:
-      raise ConvertError(f"{file}: {name} is {list(found) if name in specs else 'missing'}, expected "
-                         f"an array of {axes} axes")
+      there = list(found) if name in specs else "missing"
+      raise ConvertError(f"{file}: {name} is {there}, expected an array of {axes} axes")
   middle, width = specs[_FIRST][0]
   if width % middle:
     raise ConvertError(f"{file}: {_FIRST} is [{middle}, {width}], expected a divisor of the width "
@@ -98,13 +97,13 @@ def export(weights: Weights) -> Tensors:
 def usage(weights: Weights) -> str:
   """How to load an export, in Markdown."""
   prompts = weights.model.get("prompts", "uniqa")
-  return ("An adapter for the features of a CLIP, which is not in this folder"
-          + (f" (trained on those of `{(weights.model.get('towers') or {}).get('path')}`)"
-             if (weights.model.get("towers") or {}).get("path") else "")
-          + ". UniQA's code loads `adapter.pt`:\n\n"
+  towers = (weights.model.get("towers") or {}).get("path")
+  of = f" (trained on those of `{towers}`)" if towers else ""
+  return (f"An adapter for the features of a CLIP, which is not in this folder{of}. UniQA's code "
+          "loads `adapter.pt`:\n\n"
           '```python\nimport torch\nstate = torch.load("E/adapter.pt")["params"]\n```\n\n'
-          "In big_vision_ext: `python -m big_vision_ext.encode --task quality --weights CLIP --adapter "
-          f"E ...`. Its prompts are `{prompts}`.")
+          "In big_vision_ext: `python -m big_vision_ext.encode --task quality --weights CLIP "
+          f"--adapter E ...`. Its prompts are `{prompts}`.")
 
 
 def _file(path: pathlib.Path) -> pathlib.Path | None:

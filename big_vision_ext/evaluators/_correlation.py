@@ -11,9 +11,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-# Comes with jax, which requires it.
-from scipy import optimize
 from jaxtyping import Float, Int
+from scipy import optimize  # jax requires it.
 
 # A curve of five parameters through fewer points degenerates to a step.
 _LEAST_FOR_FIVE = 50

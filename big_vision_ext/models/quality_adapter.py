@@ -41,7 +41,8 @@ class QualityAdapter(nn.Module):
     """
     d = feature.shape[-1]
     if d % self.reduction or self.reduction < 1:
-      raise ValueError(f"features of {d} numbers and reduction={self.reduction}: expected a divisor")
+      raise ValueError(
+          f"features of {d} numbers and reduction={self.reduction}: expected a divisor")
     dense = lambda width, init, name: nn.Dense(
         width, use_bias=False, kernel_init=init, dtype=jnp.float32, precision="highest", name=name)
     feature = feature.astype(jnp.float32)

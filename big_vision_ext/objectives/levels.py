@@ -53,7 +53,8 @@ class Readout:
     for group in self.groups:
       for level in group:
         if any(set(level) & set(other) for other in group if other is not level):
-          raise ValueError(f"a group has {level[0]!r} for two levels, which no model can tell apart")
+          raise ValueError(
+              f"a group has {level[0]!r} for two levels, which no model can tell apart")
 
   @property
   def shape(self) -> tuple[int, int, int]:

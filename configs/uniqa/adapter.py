@@ -20,10 +20,10 @@ training pictures to select by (evaluation `val`). The last checkpoint is what c
 
 Expected: no published result is claimed; the weights and data sets were not at hand.
 
-Source: arXiv 2406.01069 and zht8506/UniQA: Adam at 2e-4, cosine to zero stepped once an epoch, batch
-8, mean squared error, crops of 224 px at the pictures' own resolution, mirrored; 20 epochs (KonIQ) and
-50 (CLIVE). For the other data sets it is not known: 20 where there are more than 5,000 pictures, else
-50; likewise for few labels.
+Source: arXiv 2406.01069 and zht8506/UniQA: Adam at 2e-4, cosine to zero stepped once an epoch,
+batch 8, mean squared error, crops of 224 px at the pictures' own resolution, mirrored; 20 epochs
+(KonIQ) and 50 (CLIVE). For the other data sets it is not known: 20 where there are more than 5,000
+pictures, else 50; 50 for few labels.
 """
 
 import ml_collections
@@ -67,7 +67,7 @@ def get_config(arg=None):
   c.input = dict(
       data=a.data, split="all", part=part, image_size=224, captions=False, crop="plain", flip=True,
       scores=True, threads=8, prefetch=4)
-  c.model = dict(prompts=a.prompts, measures=measures, zero_init_last=a.zero_init)
+  c.model = dict(measures=measures, zero_init_last=a.zero_init)
 
   c.lr = 2e-4
   c.schedule = dict(type="cosine", every_epochs=1)
@@ -86,7 +86,7 @@ def get_config(arg=None):
   if a.features:
     _on_features(c, a, test)
   else:
-    c.model.update(clip=dict(variant="B/16"), tokenizer=a.tokenizer)
+    c.model.update(clip=dict(variant="B/16"), tokenizer=a.tokenizer, prompts=a.prompts)
     c.init = dict(path=a.weights, allow_missing=("adapter/.*", "texts"))
     # On images an evaluation costs as much as an epoch of training.
     c.evals.test.eval_percent = 50

@@ -8,11 +8,11 @@
 Squares of photographs, blurred, noisy, compressed, badly exposed or faded at five strengths, with
 captions that a template makes of their scores and of what can be measured. The contrastive loss is
 that of `pretrain.py`, copies of a caption are left out. Trained and tested pictures have no
-photograph in common (`split=1` to 10). `bash launch/uniqa_study.sh` trains it from three seeds, adds
-adapters from a few labels, and compares with no pretraining and with a linear probe.
+photograph in common (`split=1` to 10). `bash launch/uniqa_study.sh` trains it from three seeds,
+adds adapters from a few labels, and compares with no pretraining and with a linear probe.
 
-Expected: see configs/uniqa/README.md. `:runlocal` is a smoke run of 2 steps; any data set of captions
-will do for it (`data=data/sample`).
+Expected: see configs/uniqa/README.md. `:runlocal` is a smoke run of 2 steps; any data set of
+captions will do for it (`data=data/sample`).
 
 Source: the method is arXiv 2406.01069, sizes and data are ours.
 """

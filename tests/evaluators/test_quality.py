@@ -10,7 +10,13 @@ from sklearn.linear_model import Ridge
 
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import sharding
-from big_vision_ext.evaluators import _correlation, _rated, quality, quality_probe, quality_zero_shot
+from big_vision_ext.evaluators import (
+  _correlation,
+  _rated,
+  quality,
+  quality_probe,
+  quality_zero_shot,
+)
 from big_vision_ext.objectives import levels
 from input_pipeline import contents, loader, splits, text
 from input_pipeline.ratings import Rating
@@ -125,7 +131,8 @@ def test_lower_is_better_changes_no_sign(tmp_path):
   up = toy_ratings.write(tmp_path / "up", count=20)
   down = toy_ratings.write(tmp_path / "down", count=20, lower_better=True)
   task = GrainTask()
-  a, b = (quality.Evaluator(task=task, bootstrap=0, **place(d)).run(task.init()) for d in (up, down))
+  a, b = (quality.Evaluator(task=task, bootstrap=0, **place(d)).run(task.init())
+          for d in (up, down))
   assert a["srcc"] == pytest.approx(b["srcc"]) and a["rmse"] == pytest.approx(b["rmse"], rel=1e-5)
   assert a["plcc_fit"] == pytest.approx(b["plcc_fit"], rel=1e-5)
 
@@ -175,8 +182,9 @@ def test_the_probe_is_ridge_regression_whose_strength_the_test_pictures_do_not_c
 def test_the_probe_learns_from_its_part_and_is_tested_on_another(data):
   task = GrainTask()
   where = place(data, part="reference_1/test")
-  got = quality_probe.Evaluator(task=task, train_part="reference_1/train", bootstrap=0, **where).run(
-      task.init())
+  probe = quality_probe.Evaluator(
+      task=task, train_part="reference_1/train", bootstrap=0, **where)
+  got = probe.run(task.init())
   rated = [e for e in contents.of_config(place(data)["input_config"]) if e.rating]
   assert got["labels"] == len(splits.rows(rated, "reference_1/train")) - 1  # One is broken.
   assert got["srcc"] > 0.8

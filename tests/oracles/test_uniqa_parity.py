@@ -1,4 +1,4 @@
-"""UniQA's adapter here and in PyTorch: scores, loss, every gradient, steps of Adam, and its file."""
+"""UniQA's adapter here and in PyTorch: scores, every gradient, steps of Adam, and its file."""
 
 import jax
 import jax.numpy as jnp

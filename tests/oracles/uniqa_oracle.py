@@ -1,7 +1,7 @@
 """UniQA's adapter and readout, written out in PyTorch from the paper's formulas.
 
 Settings: `ours`, an `adapter.pt` that we wrote, and `theirs`, where to save one. Arrays: `feature`
-(b, d), `texts` (g, k, d), `log_scale` (), `score` (b,). Gives of `ours` the `score` (b,) and `probs`
+(b, d), `texts` (g, k, d), `log_scale` (), `score` (b,). Gives of `ours` `score` (b,), `probs`
 (b, g, k), `loss`, `grad/NAME`, and after five steps of Adam `after/NAME`; and of a module as torch
 begins it `init/NAME`.
 """
