@@ -33,6 +33,7 @@ PROMPTS = {"quality": "uniqa_ensemble", "aesthetic": "aesthetics"}
 LEAST_SIDE = 32
 # Crops of a picture that a program is made for, where their number is not fixed.
 _ROUGHLY = 10
+_score = jax.jit(levels.score)
 
 
 class TooSmallError(images.ImageError):
@@ -184,7 +185,7 @@ class Rater:
     readout = levels.read(spec)
     (texts,) = self.towers.prompts([readout])
     rate = functools.partial(
-        levels.score, texts=texts, log_scale=self.towers.log_scale, values=readout.values)
+        _score, texts=texts, log_scale=self.towers.log_scale, values=np.float32(readout.values))
     return Head(f"prompts {_digest(spec, readout)}", _words(readout), rate)
 
   def _with_adapter(self, path: str | os.PathLike, spec: str) -> Head:

@@ -1,5 +1,6 @@
 """From towers to ratings: features once, runs on them and on images, tables that go on."""
 
+import copy
 import csv
 import dataclasses
 import json
@@ -9,7 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from big_vision_ext import cache_features, clip_model, encode, evaluate, export, train, weights
+from big_vision_ext import (
+  cache_features,
+  clip_model,
+  encode,
+  evaluate,
+  export,
+  jobs,
+  rating,
+  rating_run,
+  train,
+  weights,
+)
 from big_vision_ext.objectives import levels
 from input_pipeline import crop_features, loader
 from tests import tiny_run, toy_ratings
@@ -170,12 +182,12 @@ def test_the_best_on_the_test_pictures_stands_beside_the_last_and_is_called_so(r
   assert float(best) == pytest.approx(max(values), abs=1e-4)
 
 
-def test_a_run_on_images_gives_the_same_kind_of_result(tmp_path, data, clip):
+@pytest.mark.slow
+def test_a_run_on_images_gives_the_same_kind_of_result(tmp_path, data, clip, photos):
   workdir = tmp_path / "run"
-  clip_config = "".join(f" --config.model.clip={tiny_run.CLIP!r}".split(" ", 1)[1:])
   assert train.main([
       "--config", f"{CONFIG}:runlocal,dataset=other,data={data}", "--workdir", str(workdir),
-      clip_config, f"--config.init.path={clip}",
+      f"--config.model.clip={tiny_run.CLIP!r}", f"--config.init.path={clip}",
       "--config.init.allow_missing=('adapter/.*','texts')",
       "--config.input.max_skip_share=0.3"]) == 0
   results = json.loads((workdir / "evaluation.json").read_text())
@@ -186,31 +198,26 @@ def test_a_run_on_images_gives_the_same_kind_of_result(tmp_path, data, clip):
   want = clip_model.ClipTowers(clip).prompts([levels.READOUTS["uniqa"]])[0]
   np.testing.assert_allclose(params["texts"], want, rtol=1e-4, atol=1e-5)
   # Whole as it is: towers and adapter are in it.
-  assert rate(tmp_path, "--workdir", str(workdir)) == 1
-  return workdir
+  assert rate(photos, tmp_path, "--workdir", str(workdir)) == 1
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
+  """Three pictures, two of too few pixels, one that is cut off, and a file that is none."""
   folder = tmp_path_factory.mktemp("photos")
   (folder / "more").mkdir()
-  for number, name in enumerate(("b.png", "a.png", "more/c.jpg", "tall.png")):
-    size = (90, 30) if name == "tall.png" else (60, 80)
-    Image.fromarray(toy_ratings.pixels(number, *size)).save(folder / name, quality=95)
+  for number, name in enumerate(("b.png", "a.png", "more/c.jpg")):
+    Image.fromarray(toy_ratings.pixels(number, 60, 80)).save(folder / name, quality=95)
   Image.fromarray(toy_ratings.pixels(0, 20, 300)).save(folder / "line.png")
+  Image.fromarray(toy_ratings.pixels(0, 90, 31)).save(folder / "tall.png")
   (folder / "broken.jpg").write_bytes((folder / "more/c.jpg").read_bytes()[:300])
   (folder / "notes.txt").write_text("not a picture")
   return folder
 
 
-@pytest.fixture(autouse=True)
-def _photos(photos):
-  rate.photos = photos
-
-
-def rate(folder, *more, out="ratings.csv"):
-  return encode.main(["--task", "quality", "--image", str(rate.photos), "--out",
-                      str(folder / out), *more])
+def rate(photos, folder, *more, out="ratings.csv"):
+  return encode.main(["--task", "quality", "--image", str(photos), "--out", str(folder / out),
+                      *more])
 
 
 def rows(path):
@@ -218,11 +225,12 @@ def rows(path):
     return list(csv.DictReader(file))
 
 
-def test_pictures_are_rated_by_words_alone(tmp_path, clip, capsys):
-  assert rate(tmp_path, "--weights", clip) == 1
+def test_a_folder_is_rated_by_words_alone(tmp_path, clip, photos, capsys):
+  assert rate(photos, tmp_path, "--weights", clip) == 1
   said = capsys.readouterr()
-  assert "broken.jpg" in said.err and "line.png: the picture has 300 x 20 pixels" in said.err
-  assert "tall.png" in said.err and "2 left out" not in said.out
+  for named in ("broken.jpg", "line.png: the picture has 300 x 20 pixels", "tall.png",
+                "left out: 1"):
+    assert named in said.err
   assert "3 pictures rated" in said.out and "3 left out" in said.out
   found = rows(tmp_path / "ratings.csv")
   assert [r["file"] for r in found] == ["a.png", "b.png", "more/c.jpg"]
@@ -235,50 +243,83 @@ def test_pictures_are_rated_by_words_alone(tmp_path, clip, capsys):
   assert picture.shape[0] > 200 and picture.shape[1] >= 620
 
 
-def test_a_rating_is_the_mean_over_crops_whatever_the_batch(tmp_path, clip):
-  from big_vision_ext import rating
+@pytest.fixture(scope="module")
+def rater(clip):
+  return rating.Rater(clip, prompts="uniqa", crops="five_crop", batch_size=2)
 
-  assert rate(tmp_path, "--weights", clip, "--prompts", "uniqa", "--no-pictures") == 1
-  assert rate(tmp_path, "--weights", clip, "--prompts", "uniqa", "--no-pictures", "--batch", "3",
-              out="three.csv") == 1
-  one, three = rows(tmp_path / "ratings.csv"), rows(tmp_path / "three.csv")
-  for a, b in zip(one, three, strict=True):
-    assert float(a["quality"]) == pytest.approx(float(b["quality"]), abs=2e-6)
-  assert not (tmp_path / "ratings.png").exists()
-  rater = rating.Rater(clip, prompts="uniqa")
-  towers = clip_model.ClipTowers(clip)
-  crops = rater.cut(rater.open(rate.photos / "a.png"), "a.png")
-  assert crops.shape == (10, 32, 32, 3)
+
+def test_a_rating_is_the_mean_over_crops_whatever_the_batch(rater, clip, photos):
+  names = ("a.png", "b.png", "more/c.jpg")
+  crops = [rater.cut(rater.open(photos / name), name) for name in names]
+  assert crops[0].shape == (5, 32, 32, 3)
+  towers = clip_model.ClipTowers(clip, batch_size=10)
   texts = towers.prompts([levels.READOUTS["uniqa"]])[0]
-  want = levels.score(towers.image_features(crops), texts, towers.log_scale, levels.UNIQA_VALUES)
-  assert float(one[0]["quality"]) == pytest.approx(float(want["score"].mean()), abs=2e-6)
+  for found, cut in zip(rater.rate(crops), crops, strict=True):
+    want = levels.score(towers.image_features(cut), texts, towers.log_scale, levels.UNIQA_VALUES)
+    # float32 through a tower, in batches of other neighbours.
+    assert found.quality == pytest.approx(float(want["score"].mean()), abs=1e-5)
+    np.testing.assert_allclose(found.levels, want["probs"].mean(0), atol=1e-5)
 
 
-def test_a_table_is_gone_on_with(tmp_path, clip, capsys):
-  command = ("--weights", clip, "--crops", "center", "--no-pictures")
-  assert rate(tmp_path, *command) == 1
-  whole = (tmp_path / "ratings.csv").read_text()
+def test_large_pictures_are_reduced_and_small_ones_enlarged_as_asked(rater):
+  image = toy_ratings.pixels(0, 90, 130)
+  assert rater.cut(image, "x").shape == (5, 32, 32, 3)
+  whole = rating.Rater.cut(_like(rater, "whole", 0), image, "x")
+  square = Image.fromarray(image).resize((46, 32), Image.Resampling.BICUBIC)
+  np.testing.assert_array_equal(whole[0], np.asarray(square)[:, 7:39])
+  reduced = rating.Rater.cut(_like(rater, "center", 45), image, "x")
+  square = np.asarray(Image.fromarray(image).resize((65, 45), Image.Resampling.BICUBIC))
+  np.testing.assert_array_equal(reduced[0], square[6:38, 16:48])
+  assert rater.cut(toy_ratings.pixels(0, 32, 40), "x").shape == (5, 32, 32, 3)
+
+
+def _like(rater, crops, short_side):
+  """The rater's way to cut, with other settings."""
+  other = copy.copy(rater)
+  other._crops, other._short_side = crops, short_side
+  return other
+
+
+def test_a_table_is_gone_on_with(tmp_path, rater, photos, capsys):
+  todo, _ = jobs.of_files([str(photos)])
+  path = tmp_path / "ratings.csv"
+
+  def again(rater, **how):
+    table = rating_run.Table(path, rater, **how)
+    return rating_run.Run(rater, table, threads=2, pictures=False)(todo)
+
+  assert again(rater) == 1
+  whole = path.read_text()
   # Killed while it wrote its third row.
-  (tmp_path / "ratings.csv").write_text(whole[:whole.rindex("more/c.jpg") + 15])
+  path.write_text(whole[:whole.rindex("more/c.jpg") + 15])
   capsys.readouterr()
-  assert rate(tmp_path, *command) == 1
+  assert again(rater) == 1
   assert "1 pictures rated" in (said := capsys.readouterr().out) and "2 were there" in said
-  assert (tmp_path / "ratings.csv").read_text() == whole
-  assert rate(tmp_path, "--weights", clip, "--crops", "whole") == 2
-  assert "crops='center'" in capsys.readouterr().err
-  assert rate(tmp_path, "--weights", clip, "--crops", "whole", "--overwrite") == 1
+  assert path.read_text() == whole and not path.with_suffix(".png").exists()
+  other = copy.copy(rater)
+  other.settings = rater.settings | {"crops": "whole"}
+  with pytest.raises(rating_run.RatingsError, match="crops='five_crop'; now .*crops='whole'"):
+    again(other)
+  assert again(other, overwrite=True) == 1
+  assert json.loads(path.with_suffix(".json").read_text())["crops"] == "whole"
 
 
-def test_an_adapter_rates_by_its_run_and_by_its_exported_file_alike(tmp_path, run, clip, capsys):
-  assert rate(tmp_path, "--workdir", str(run)) == 1
+def test_an_adapter_rates_by_its_run_and_by_its_exported_file_alike(tmp_path, run, clip, photos):
   assert export.main(["--workdir", str(run), "--format", "uniqa", "--out",
                       str(tmp_path / "e")]) == 0
-  assert rate(tmp_path, "--weights", clip, "--adapter", str(tmp_path / "e"), out="file.csv") == 1
-  for a, b in zip(rows(tmp_path / "ratings.csv"), rows(tmp_path / "file.csv"), strict=True):
-    assert {k: v for k, v in a.items()} == b
+  of_run = rating.Rater(run, crops="center")
+  of_file = rating.Rater(clip, adapter=tmp_path / "e", crops="center")
+  image = of_run.open(photos / "a.png")
+  a, b = of_run(image), of_file(image)
+  # Texts were embedded in batches of other sizes.
+  assert (a.quality, a.aesthetic) == pytest.approx((b.quality, b.aesthetic), abs=1e-5)
+  words = rating.Rater(clip, prompts="uniqa", crops="center")(image)
+  assert abs(a.quality - words.quality) > 1e-3 and a.aesthetic == pytest.approx(words.aesthetic)
   other = tiny_run.save(tmp_path / "other", seed=5, name="clip")
-  assert rate(tmp_path, "--workdir", str(run), "--weights", str(other), out="o.csv") == 2
-  assert "are not the weights that" in capsys.readouterr().err
+  with pytest.raises(ValueError, match="are not the weights that"):
+    rating.Rater(run, towers=other)
+  with pytest.raises(ValueError, match="was trained with prompts of its own"):
+    rating.Rater(run, prompts="uniqa")
 
 
 @pytest.mark.parametrize("options, message", [
@@ -287,17 +328,18 @@ def test_an_adapter_rates_by_its_run_and_by_its_exported_file_alike(tmp_path, ru
     (["--prompt", "a cat"], "--prompt="),
     (["--short-side", "-1"], "--short-side=-1"),
 ])
-def test_options_that_mean_nothing_are_refused(tmp_path, clip, capsys, options, message):
-  assert rate(tmp_path, "--weights", clip, *options) == 2
+def test_options_that_mean_nothing_are_refused(
+    tmp_path, clip, photos, capsys, options, message):
+  assert rate(photos, tmp_path, "--weights", clip, *options) == 2
   assert message in capsys.readouterr().err
 
 
-def test_other_models_and_names_are_refused(tmp_path, clip, capsys):
-  assert rate(tmp_path, "--weights", clip, out="ratings.txt") == 2
+def test_other_models_and_names_are_refused(tmp_path, clip, photos, capsys):
+  assert rate(photos, tmp_path, "--weights", clip, out="ratings.txt") == 2
   assert "expected the name of a table, like ratings.csv" in capsys.readouterr().err
   other = tiny_run.save(tmp_path / "mae", name="mae")
-  assert rate(tmp_path, "--workdir", str(other)) == 2
-  assert "without CLIP's towers" in capsys.readouterr().err
-  assert encode.main(["--workdir", clip, "--image", str(rate.photos), "--out", str(tmp_path / "x"),
+  with pytest.raises(ValueError, match="without CLIP's towers"):
+    rating.Rater(other)
+  assert encode.main(["--workdir", clip, "--image", str(photos), "--out", str(tmp_path / "x"),
                       "--crops", "grid"]) == 2
   assert "--crops=grid: is of --task quality" in capsys.readouterr().err
