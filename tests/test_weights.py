@@ -10,7 +10,7 @@ from big_vision_ext.convert import ours
 from big_vision_ext.convert.lazy import ConvertError
 from big_vision_ext.core import checkpoint, config, sharding, trees
 from big_vision_ext.models import layouts, vit
-from tests.convert import cases
+from tests.convert import cases, clip_towers
 
 SIGLIP = {"image": {"variant": "mu/8", "image_size": 32},
           "text": {"variant": "mu", "vocab_size": 259, "text_len": 8}}
@@ -139,6 +139,8 @@ class TestInit:
       # Of a width whose number of heads is known, as its files do not tell it.
       task, model = "mae", cases.MAE | {"image": cases.MAE["image"] | dict(width=192, num_heads=3)}
       found = cases.weights(task, model)
+    if format == "openai_clip":
+      task, model, found = "clip", clip_towers.MODEL, clip_towers.weights()
     convert.write(format, tmp_path / "e", found)
     if scan:
       model = model | {k: {**model[k], "scan": True} for k in ("image", "text") if k in model}

@@ -135,6 +135,7 @@ def report(rows: Sequence[Mapping[str, Any]], options: Any) -> None:
 
 _COLUMNS: dict[str, Callable[[Any], str]] = {
     "name": str, "mode": str, "px": str, "dtype": str, "visible": str,
+    "images_per_second": "{:.1f}".format, "peer_images_per_second": "{:.1f}".format,
     "seconds": "{:.2f}".format,
     "peer_seconds": "{:.2f}".format, "time_ratio": "{:.2f}".format,
     "floor_ratio": "{:.2f}".format, "cpu_seconds": "{:.1f}".format,

@@ -83,8 +83,8 @@ def write(out: pathlib.Path, weights: Weights, *, progress: Any) -> None:
   files.write_safetensors(out / "open_clip_model.safetensors",
                           {n: theirs.lazy(n) for n in theirs}, progress=progress)
   config = {"model_cfg": _settings(weights, acts[0] == "quick_gelu"),
-            "preprocess_cfg": {**siglip.statistics(weights), "interpolation": "bicubic",
-                               "resize_mode": "shortest"}}
+            "preprocess_cfg": {**siglip.statistics(weights, clip.MEAN, clip.STD),
+                               "interpolation": "bicubic", "resize_mode": "shortest"}}
   files.write_text(out / _CONFIG, json.dumps(config, indent=2) + "\n")
   clip_tokenizer.write(out, weights.input)
 

@@ -127,7 +127,7 @@ def _config(weights: Weights) -> dict[str, Any]:
 def _processor(weights: Weights) -> dict[str, Any]:
   """preprocessor_config.json."""
   _, (side, _) = siglip.sides(weights.model["image"])
-  found = siglip.statistics(weights)
+  found = siglip.statistics(weights, clip.MEAN, clip.STD)
   return {
     "image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor",
     "do_convert_rgb": True, "do_resize": True, "size": {"shortest_edge": side},

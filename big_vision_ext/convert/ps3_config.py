@@ -173,6 +173,10 @@ def _check(image: Mapping[str, Any], text: Mapping[str, Any], radio: bool) -> No
         _ORIGINAL.items()),
       (text.get("pool_type", "last") != "last", "text.pool_type: it takes \"last\" here"),
       (text.get("out_dim", 1) == 0, "text.out_dim=0: it always has a projection"),
+      (text.get("causal", False), "text.causal=True: it reads texts in both directions"),
+      *((spec.get("act", "gelu") not in ("gelu", "gelu_tanh"),
+         f"{name}.act={spec.get('act')!r}: it has \"gelu\" and \"gelu_tanh\"")
+        for name, spec in (("image", image), ("text", text))),
   ]
   if lines := [line for bad, line in wrong if bad]:
     raise ConvertError("ps3-torch cannot hold this model:\n  "

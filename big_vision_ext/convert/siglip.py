@@ -1,6 +1,6 @@
 """What do the formats of plain vision and text towers share? Checks, sizes, small parts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,11 @@ _OWN = {
   "posemb_fit": "resize",
   "rep_size": 0,
   "final_norm": True,
+  "cls_posemb": False,
+  "pre_norm": False,
+  "patch_bias": True,
+  "head_bias": True,
+  "causal": False,
   "adapter_hidden": 0,
   "pool_width": 0,
   "pool_heads": 0,
@@ -99,10 +104,16 @@ def identity(width: int, dtype: Any) -> dict[str, Lazy]:
   }
 
 
-def statistics(weights: Any) -> dict[str, list[float]]:
-  """Mean and standard deviation that images are normalised with, by channel, for pixels in 0..1."""
+def statistics(weights: Any, mean: Sequence[float] = MEAN,
+               std: Sequence[float] = STD) -> dict[str, list[float]]:
+  """Mean and standard deviation that images are normalised with, by channel, for pixels in 0..1.
+
+  Args:
+    weights: a `Weights`.
+    mean, std: what they are where it does not say.
+  """
   out = {}
-  for key, default in (("mean", MEAN), ("std", STD)):
+  for key, default in (("mean", mean), ("std", std)):
     found = weights.input.get(key) or weights.model.get(key) or default
     out[key] = [float(x) for x in (found if np.ndim(found) else [found] * 3)]
   return out

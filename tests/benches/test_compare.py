@@ -82,3 +82,18 @@ def test_both_sides_of_bench_siglip_compute_the_same(tmp_path):
                      "float32", "--json", str(file)]) == 0
   (row,) = json.loads(file.read_text())
   assert set(row) >= KEYS | PEER_KEYS and row["max_rel_diff"] < 2e-5, row
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+def test_both_sides_of_bench_clip_compute_the_same(tmp_path, capsys):
+  file = tmp_path / "rows.json"
+  assert bench.main(["clip", "--variant", "mu/16", "--px", "64", "--batch", "3", "--repeats", "1",
+                     "--rounds", "1", "--peer", "transformers", "--dtypes", "float32", "--json",
+                     str(file)]) == 0
+  (row,) = json.loads(file.read_text())
+  assert set(row) >= KEYS | PEER_KEYS and row["max_rel_diff"] < 2e-5, row
+  assert row["images_per_second"] == pytest.approx(3 / row["seconds"])
+  # The formula knows that the last block is computed for the class token alone.
+  assert row["tflop"] == pytest.approx(row["model_tflop"], rel=0.02)
+  assert "| CLIP mu/16, batch 3 | features | 64 | float32 |" in capsys.readouterr().out

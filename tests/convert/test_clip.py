@@ -10,6 +10,7 @@ import pytest
 
 from big_vision_ext import convert, weights
 from big_vision_ext.convert import ConvertError, clip, files
+from big_vision_ext.convert.lazy import of
 from big_vision_ext.core import trees
 from big_vision_ext.embedding import Embedder
 from input_pipeline import text
@@ -171,9 +172,10 @@ def test_early_configs_and_buffers_of_transformers_are_read(tmp_path):
   config["text_config_dict"] = None
   (folder / "config.json").write_text(json.dumps(config))
   found = files.read_tensors(folder / "model.safetensors")
-  buffers = {f"{t}_model.embeddings.position_ids": np.arange(10)[None] for t in ("text", "vision")}
-  files.write_safetensors(folder / "model.safetensors", {
-    n: x for n, x in convert.Tensors(dict(found) | buffers)._lazy.items()})
+  found = {n: np.array(x) for n, x in found.items()}
+  for tower in ("text", "vision"):
+    found[f"{tower}_model.embeddings.position_ids"] = np.arange(10)[None]
+  files.write_safetensors(folder / "model.safetensors", {n: of(x) for n, x in found.items()})
   assert_same(convert.read(folder).params, towers.draw(seed=6))
 
 
