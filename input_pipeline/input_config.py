@@ -48,8 +48,8 @@ class InputConfig:
     flip: mirror half of the training images, with their boxes.
     augment: what else happens to training images, e.g. "rand-m9-mstd0.5-inc1"; see
       `randaugment.parse`. "" for nothing.
-    crop: "resized", or "plain", with captions=False: training crops are random squares of image_size
-      pixels, as they are; only an image with a smaller side is enlarged.
+    crop: "resized", or "plain", with captions=False: training crops are random squares of
+      image_size pixels, as they are; only an image with a smaller side is enlarged.
     crop_clamp: a training crop that was drawn too wide or too tall is cut down to the image, and
       not drawn again (the random crop of TensorFlow models, and of MAE's linear probe).
     eval_crop: evaluate on the square in the middle whose side is this share of the image's shorter

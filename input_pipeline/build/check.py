@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline import images as images_lib
-from input_pipeline.ratings import Rating
 from input_pipeline.build.plan import Item, Region, readable, words_of
 from input_pipeline.build.skips import SkipRecord
 from input_pipeline.build.writer import BuiltSample
+from input_pipeline.ratings import Rating
 
 # Longer than any caption: a text of this size is a parsing accident.
 MAX_CAPTION = 10_000

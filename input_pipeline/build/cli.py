@@ -46,7 +46,7 @@ _OPTIONS = {
     "images*", "tfds_split", "image_key", "text_key", "label_key", "box_key", "box_text_key",
   ),
   "uniqa": ("images*", "annotations*", "exclude_ids"),
-  "described": ("images*", "annotations*", "shard_size"),
+  "described": ("images*", "annotations*", "part", "split", "val_share", "shard_size"),
   **{name: _RATED for name in quality.NAMES},
   "flive": (*_RATED, "patches"),
   "csv": (
@@ -116,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--exclude-ids", help="rated pictures, uniqa: file of names not to use, one a line")
   add("--short-side", type=int,
       help="rated pictures: reduce larger ones to this shorter side; 0 for none")
+  add("--part", help="described: only these of the rated pictures, as reference_1/train")
   add("--patches", action="store_true", help="flive: patches as well as pictures")
   add("--split", help="put everything into this split (default: divide into train and val; rated "
       "pictures: all)")
@@ -189,7 +190,8 @@ def _build_stl10(args: argparse.Namespace) -> dict[str, int]:
 
 
 def _build_described(args: argparse.Namespace) -> dict[str, int]:
-  options = {"shard_size": args.shard_size} if hasattr(args, "shard_size") else {}
+  given = ("part", "split", "val_share", "shard_size")
+  options = {name: getattr(args, name) for name in given if hasattr(args, name)}
   return captioned.build_described(
     args.out, args.images, args.annotations, threads=args.threads, progress=not args.quiet,
     **options)
@@ -289,8 +291,10 @@ def _summary(out: str, set_aside: dict[str, int], seconds: float, source: str) -
   config = {
     "digits": f"configs/mim/focusmim.py:data={out},small",
     "stl10": f"configs/mim/focusmim.py:data={out}",
-    **{name: f"configs/uniqa/adapter.py:data={out}" for name in (*quality.NAMES, "distorted")},
+    "distorted": f"configs/uniqa/demo.py:data={out}",
     **{name: f"configs/uniqa/pretrain.py:data={out}" for name in ("uniqa", "described")},
+    **{name: f"configs/uniqa/adapter.py:dataset={'other' if name == 'csv' else name},data={out},"
+             "weights=W,tokenizer=clip:VOCABULARY" for name in quality.NAMES},
   }.get(source, f"configs/ps3/own_data.py:data={out}")
   system = config.split("/")[1]
   workdir = {"mim": "runs/focusmim", "uniqa": "runs/uniqa"}.get(system, "runs/own_data")

@@ -1,10 +1,11 @@
 """How does a machine without any data set get rated pictures to learn from?
 
-`--from distorted` cuts squares out of photographs that scikit-image and scikit-learn ship and distorts
-each in five ways at five strengths: 96 x 96 pixels, with a score that falls by a fifth of the scale from
-each strength to the next, plus a little noise as opinions have. Captions say the level of the score and
-what can be measured (`captions.template`). The group is the photograph, so that no split of groups has
-squares of one photograph on two sides. Nothing is downloaded, and everything is drawn from a seed.
+`--from distorted` cuts squares out of photographs that scikit-image and scikit-learn ship and
+distorts each in five ways at five strengths: 96 x 96 pixels, with a score that falls by a fifth of
+the scale from each strength to the next, plus a little noise as opinions have. Captions say the
+level of the score and what can be measured (`captions.template`). The group is the photograph, so
+that no split of groups has squares of one photograph on two sides. Nothing is downloaded, and
+everything is drawn from a seed.
 """
 
 import functools
@@ -31,8 +32,8 @@ STRENGTHS = 5
 SPLIT = "all"
 # Standard deviation of the opinions' noise, as a share of the scale.
 _OPINION = 0.02
-# Of the 96 x 96 picture: pixels, grey levels, quality, gain (darker, brighter), share of contrast and
-# colour that is left. The weakest of each can hardly be seen.
+# Of the 96 x 96 picture: pixels, grey levels, quality, gain (darker, brighter), share of contrast
+# and colour that is left. The weakest of each can hardly be seen.
 _BLUR = (0.35, 0.8, 1.4, 2.2, 3.4)
 _NOISE = (1.5, 7, 15, 28, 48)
 _JPEG = (95, 40, 20, 10, 4)
@@ -90,7 +91,7 @@ def build(
 
 
 def true_score(strength: int) -> float:
-  """The score of a strength, 0 the weakest: the middles of the fifths of the scale, from the top."""
+  """The score of a strength, 0 the weakest: the middle of a fifth of the scale, from the top."""
   return 0.9 - 0.2 * strength
 
 
@@ -176,8 +177,8 @@ def _info(settings: dict[str, Any]) -> dict[str, Any]:
     "name": "distorted",
     "settings": settings,
     "about": (
-      "Squares of photographs, distorted at graded strengths; made by input_pipeline.build.distorted "
-      "from files that Python packages ship."
+      "Squares of photographs, distorted at graded strengths; made by "
+      "input_pipeline.build.distorted from files that Python packages ship."
     ),
     "sources": [p for p in sample_photos.provenance() if p["photo"].rsplit("/", 1)[-1] in shown],
   }

@@ -1,7 +1,7 @@
 """Which pictures must not be learned from? Those of a list of names, by whatever name they go.
 
-What a method is to be tested on must not be among what it is pretrained on: the test list of AVA, say.
-FLIVE holds pictures of AVA under names of its own, `AVA__953417.jpg`, and patches of them.
+What a method is to be tested on must not be among what it is pretrained on: the test list of AVA,
+say. FLIVE holds pictures of AVA under names of its own, `AVA__953417.jpg`, and patches of them.
 """
 
 import os

@@ -110,8 +110,10 @@ def only_first_of_each_id(items: Iterable[Item]) -> list[Item]:
   return kept
 
 
-def split_by_hash(items: Sequence[Any], val_share: float) -> tuple[list[Any], list[Any]]:
-  """Divides items into (train, validation) by their ids alone.
+def split_by_hash(
+  items: Sequence[Any], val_share: float, key: Callable[[Any], str] = lambda item: item.id
+) -> tuple[list[Any], list[Any]]:
+  """Divides items into (train, validation) by their ids alone, or by what `key` says of each.
 
   The same image lands on the same side in every build, however many others there are. If the
   share is positive and the draw leaves a side empty, the item next in line goes there.
@@ -121,7 +123,7 @@ def split_by_hash(items: Sequence[Any], val_share: float) -> tuple[list[Any], li
   """
   if not 0 <= val_share < 1:
     raise BuildError(f"val share {val_share} must lie in [0, 1)")
-  places = [_place(item.id) for item in items]
+  places = [_place(key(item)) for item in items]
   limit = val_share
   if val_share and len(items) > 1:
     order = sorted(places)

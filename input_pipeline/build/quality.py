@@ -87,7 +87,9 @@ def read(
   items = [_item(rows[k], splits[k], spec, files) for k in wanted]
   if not items:
     raise BuildError(f"{images}: there are only patches; ask for them with --patches")
-  spec.check_spread([item.rating.score for item in items], rows[0].where.rsplit(",", 1)[0])
+  if name in quality_specs.SPECS:
+    # Of pictures that nobody knows, all may be good ones.
+    spec.check_spread([item.rating.score for item in items], rows[0].where.rsplit(",", 1)[0])
   made = plan.Plan([], _loader(images, spec.short_side), {"short_side": spec.short_side})
   made.info["rated"] = {
     "dataset": name, "mos_range": list(spec.mos_range), "lower_better": spec.lower_better,
@@ -122,7 +124,8 @@ def plan_of(name: str, images: str, options: Mapping[str, Any]) -> plan.Plan:
     if form != "csv" and any(given.values()):
       raise BuildError(f"--format {form} knows its columns; it does not take --...-column")
   elif form == "csv":
-    raise BuildError(f"--format csv with --from {name}: expected --from csv, which asks for columns")
+    raise BuildError(f"--format csv with --from {name}: expected --from csv, which asks for the "
+                     "columns")
   return read(
     name, images, options.get("annotations"), spec, form=form,
     columns=quality_tables.Columns(**given), split_file=options.get("splits"),
@@ -144,7 +147,7 @@ class _Files:
       self._by_name.setdefault(os.path.basename(name).lower(), []).append(name)
 
   def find(self, asked: str, where: str) -> str:
-    """The file that is meant; what was asked for if there is none. Raises BuildError for several."""
+    """The file that is meant, or what was asked for if there is none; raises for several."""
     asked = asked.replace("\\", "/")
     if asked in self._exact:
       return asked
@@ -156,8 +159,8 @@ class _Files:
       found = [name for name in found if _same_ending(path, name) == best]
     if len(found) > 1:
       raise BuildError(
-        f"{where}: {asked} may be {found[0]} or {found[1]} of {self._images}; give the directory of "
-        "one of them as --images"
+        f"{where}: {asked} may be {found[0]} or {found[1]} of {self._images}; give the directory "
+        "of one of them as --images"
       )
     return found[0] if found else asked
 
@@ -178,7 +181,7 @@ def _item(row: Row, extra: dict[str, str], spec: DatasetSpec, files: _Files) -> 
   rating = ratings.Rating(
     score=spec.score(row.mos, row.where),
     mos=row.mos,
-    group=plan.readable(row.group or spec.group(name)),
+    group=plan.readable(row.group or spec.group(file) or name),
     splits={**row.splits, **extra},
     votes=row.votes,
   )

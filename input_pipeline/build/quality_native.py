@@ -58,7 +58,7 @@ def _koniq(images: str, annotations: str | None) -> Iterator[Row]:
   path = _find(images, annotations, "koniq10k_distributions_sets.csv",
                "koniq10k_scores_and_distributions.csv")
   for where, row in quality_tables.table(path):
-    side = {k.lower(): v for k, v in row.items()}.get("set", "")
+    side = row.get("set", "")
     splits = {"official": side_of(side, where)} if side else {}
     mos = number(cell(row, where, "MOS"), where)
     yield Row(cell(row, where, "image_name"), mos, where, splits=splits)
@@ -167,7 +167,7 @@ def _agiqa3k(images: str, annotations: str | None) -> Iterator[Row]:
   for where, row in quality_tables.table(_find(images, annotations, "data.csv")):
     mos = number(cell(row, where, "mos_quality"), where)
     # Pictures of one prompt show the same.
-    yield Row(cell(row, where, "name"), mos, where, group=row.get("prompt", ""))
+    yield Row(cell(row, where, "name"), mos, where, group=row.get("prompt", "").strip())
 
 
 READERS: dict[str, Callable[..., Iterator[Row]]] = {

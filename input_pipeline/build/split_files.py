@@ -1,8 +1,8 @@
 """Which rows of an annotation file are for training, by a split file that others publish?
 
-IQA-PyTorch and UniQA pickle {1: {"train": [row, ...], "val": [...], "test": [...]}, 2: ...}: numbers
-of rows, from 0, of the annotation file without its header. A pickle can run any program, so nothing is
-loaded from it but dicts, lists, tuples, numbers and texts.
+IQA-PyTorch and UniQA pickle {1: {"train": [row, ...], "val": [...], "test": [...]}, 2: ...}:
+numbers of rows, from 0, of the annotation file without its header. A pickle can run any program, so
+nothing is loaded from it but dicts, lists, tuples, numbers and texts.
 """
 
 import os
@@ -43,8 +43,8 @@ def read(path: str | os.PathLike, count: int) -> list[dict[str, str]]:
     raise BuildError(f"{path}: cannot be read ({error.strerror})") from error
   except Exception as error:  # Foreign bytes make a pickle raise a dozen types.
     raise BuildError(
-      f"{path}: is not loaded as a pickle of splits ({error}); expected a dict of dicts of lists of "
-      "row numbers, without arrays or other objects"
+      f"{path}: is not loaded as a pickle of splits ({error}); expected a dict of dicts of lists "
+      "of row numbers, without arrays or other objects"
     ) from error
   found: list[dict[str, str]] = [{} for _ in range(count)]
   if not isinstance(splits, dict) or not splits:
@@ -64,8 +64,8 @@ def _mark(found: list[dict[str, str]], name: str, side: str, rows: Any, path: An
   for row in rows:
     if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < len(found):
       raise BuildError(
-        f"{path}: {name}, {side}: row {row!r}; expected whole numbers of 0 to {len(found) - 1}, the "
-        "rows of the annotation file. The splits may be those of another file"
+        f"{path}: {name}, {side}: row {row!r}; expected whole numbers of 0 to {len(found) - 1}, "
+        "the rows of the annotation file. The splits may be those of another file"
       )
     other = found[row].setdefault(name, side)
     if {other, side} == {"val", "test"}:

@@ -1,9 +1,6 @@
 """Splits keep groups together, have the shares they say, and never change."""
 
 import hashlib
-import os
-import subprocess
-import sys
 import types
 
 import numpy as np
@@ -59,19 +56,16 @@ def test_draws_differ_and_do_not_depend_on_the_order_of_records(kadid):
   assert ids(kadid[::-1], "reference_4/test") == tests[3]
 
 
-def test_a_draw_is_the_order_of_hashes_in_every_process_and_with_every_hash_seed():
+def test_a_draw_is_the_order_of_hashes_whatever_python_thinks_of_it():
   groups = [f"group {k}" for k in range(10)]
   by_hand = sorted(groups, key=lambda g: hashlib.sha256(f"reference_2/{g}".encode()).digest())
-  program = (
-    "from input_pipeline import splits\n"
-    "s = splits.draw({f'group {k}' for k in range(10)}, 'reference_2')\n"
-    "print(sorted(g for g in s if s[g] == 'test'))\n"
-  )
-  for seed in ("0", "77"):
-    out = subprocess.run(
-      [sys.executable, "-c", program], capture_output=True, text=True, check=True,
-      env={**os.environ, "PYTHONHASHSEED": seed})
-    assert out.stdout.strip() == str(sorted(by_hand[:2]))
+  # A set is in another order with each PYTHONHASHSEED.
+  for given in (groups, groups[::-1], set(groups)):
+    sides = splits.draw(given, "reference_2")
+    assert {g for g in sides if sides[g] == "test"} == set(by_hand[:2])
+    assert {g for g in sides if sides[g] == "val"} == {by_hand[2]}
+  # Written down once: numbers that were published with these splits must stay theirs.
+  assert by_hand[:3] == ["group 0", "group 9", "group 7"]
 
 
 def test_few_labels_are_of_the_training_part_nested_and_drawn_anew_by_seed_and_split(kadid):
@@ -105,7 +99,7 @@ def test_a_splits_of_the_data_is_taken_as_it_is():
 ])
 def test_a_part_that_is_none_says_what_there_is(part, words):
   some = [picture("a", own="train"), picture("b", own="train"), picture("c", own="test")]
-  with pytest.raises(splits.PartError, match="") as error:
+  with pytest.raises(splits.PartError) as error:
     splits.rows(some, part)
   assert words in str(error.value)
 

@@ -112,7 +112,7 @@ class CaptionLog:
 
 
 def _mend_end(path: pathlib.Path) -> None:
-  """Ends the last line, to which the next would be glued, or cuts it off if a crash has broken it."""
+  """Ends the last line, to which the next would be glued, or cuts off what a crash has broken."""
   with open(path, "r+b") as file:
     data = file.read()
     if not data or data.endswith(b"\n"):

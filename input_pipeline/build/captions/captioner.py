@@ -29,7 +29,8 @@ class Captioner(Protocol):
   """Something that describes pictures.
 
   Attributes:
-    name: what the answers depend on besides picture and prompt: the backend, the model, its settings.
+    name: what the answers depend on besides picture and prompt: the backend, the model, its
+      settings.
     batch: how many pictures are best given at once.
     calls: how many calls may run at the same time.
   """

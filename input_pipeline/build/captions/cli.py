@@ -1,4 +1,4 @@
-"""python -m input_pipeline.build.captions: describe pictures, choose people's comments, export both."""
+"""python -m input_pipeline.build.captions: describe pictures, choose comments, export both."""
 
 import argparse
 import os
@@ -32,10 +32,11 @@ _BACKENDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a command; returns the exit status: 0 done, 1 an error, 3 pictures left, 130 interrupted."""
+  """Runs a command; returns 0: done, 1: an error, 3: pictures are left, 130: interrupted."""
   args = _parser().parse_args(argv)
   try:
-    return {"describe": _describe, "purify": _purify, "export": _export}[args.command](args)
+    run = {"describe": _describe, "purify": _purify, "lengths": _lengths, "export": _export}
+    return run[args.command](args)
   except KeyboardInterrupt:
     print("\ninterrupted: what was answered is kept; the same command goes on from there.",
           file=sys.stderr)
@@ -90,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
   add("--min-words", type=int, default=0, help="of a comment (default 0)")
   add("--min-relevance", type=float, default=-1.0, help="least cosine (default -1)")
   add("--length-cap", type=int, default=0, help="words credited at most; 0 for no end (default)")
+
+  add = commands.add_parser(
+    "lengths", help="count the captions that a text tower does not read to the end").add_argument
+  add("--data", required=True, help="built data set")
+  add("--split", default="all", help="split of it (default all)")
+  add("--tokenizer", required=True, help="as input.tokenizer")
+  add("--text-len", type=int, default=77, help="ids that are read (default 77)")
 
   add = commands.add_parser("export", help="write captions as UniQA's JSON").add_argument
   add("--data", required=True, help="built data set")
@@ -187,8 +195,8 @@ def _purify(args: argparse.Namespace) -> int:
     raise BuildError(f"{args.comments}: no comment was kept ({skips.by_reason(left_out)}; "
                      f"{'; '.join(counts.lines())})")
   if os.path.exists(args.out) and os.path.getsize(args.out):
-    raise BuildError(f"{args.out}: is there; its comments would be kept besides the new ones. Delete "
-                     "it, or choose another --out")
+    raise BuildError(f"{args.out}: is there; its comments would be kept besides the new ones. "
+                     "Delete it, or choose another --out")
   with caption_file.CaptionLog(args.out) as log:
     log.add(lines)
   print("\n".join([*counts.lines(), f"not used: {skips.by_reason(left_out)}",
@@ -213,6 +221,16 @@ def _pictures(
       yield name, said[name], once
     else:
       left_out["comments-of-no-description"] += 1
+
+
+def _lengths(args: argparse.Namespace) -> int:
+  cut = captioned.count_cut(args.data, args.split, args.tokenizer, args.text_len)
+  for task, (longer, count) in cut.items():
+    print(f"{task}: {longer:,} of {count:,} captions ({100 * longer / count:.1f} %) are longer than "
+          f"{args.text_len} ids, of which the rest is not read")
+  if any(longer for longer, _ in cut.values()):
+    print("input.sentence_sampling=True trains on other parts of them as well")
+  return 0
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -1,13 +1,14 @@
 """How does a data set get described, once, whatever interrupts it?
 
 Each answer is a line of the output as soon as it is there; a picture that has its line is not asked
-about again, nor is one whose very file was described under another name. What is refused or empty is
-asked again, then counted, and never written: the next run asks for it.
+about again, nor is one whose very file was described under another name. What is refused or empty
+is asked again, then counted, and never written: the next run asks for it.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,9 +57,14 @@ class _Picture:
   prompt: str
   level: str | None
 
-  @property
+  @functools.cached_property
   def digest(self) -> str:
     return hashlib.sha256(self.image).hexdigest()
+
+  @property
+  def content(self) -> tuple[str, str]:
+    """What the answer depends on, but for who answers."""
+    return self.digest, self.prompt
 
 
 def describe(
@@ -92,7 +98,8 @@ def describe(
     counts.
 
   Raises:
-    BuildError: nothing can be described (no ratings, an impossible shard), or the captioner gave up.
+    BuildError: nothing can be described (no ratings, an impossible shard), or the captioner gave
+      up.
   """
   if tries < 1 or (limit is not None and limit < 1):
     raise BuildError(f"tries {tries} and limit {limit} must be at least 1")
@@ -125,10 +132,10 @@ class _Known:
       self._texts[content] = line["text"]
 
   def has(self, picture: _Picture) -> bool:
-    return self._ids.get(picture.id) == (picture.digest, picture.prompt, self._by)
+    return self._ids.get(picture.id) == (*picture.content, self._by)
 
   def text(self, picture: _Picture) -> str | None:
-    return self._texts.get((picture.digest, picture.prompt))
+    return self._texts.get(picture.content)
 
 
 def _chosen(
@@ -172,6 +179,8 @@ class _Job:
     self._captioner, self._log, self._task, self._tries = captioner, log, task, tries
     self._report, self._meter = report, meter
     self._known = _Known(log.lines, captioner.name, task)
+    # Being asked about, with pictures of the same file that wait for the same answer.
+    self._pending: dict[tuple[str, str], list[_Picture]] = {}
 
   def run(self, source: Source, chosen: Sequence[tuple[int, str, str | None]]) -> None:
     """Asks about the chosen (record number, prompt, level)."""
@@ -206,7 +215,11 @@ class _Job:
       elif (text := self._known.text(picture)) is not None:
         self._report.reused += 1
         self._write([(picture, text)])
+      elif picture.content in self._pending:
+        self._pending[picture.content].append(picture)
+        continue
       else:
+        self._pending[picture.content] = []
         yield picture
         continue
       self._meter.advance(skipped=sample.pyramid is not None)
@@ -229,12 +242,16 @@ class _Job:
     answers = []
     for picture, answer, again in outcomes:
       self._report.again += again
-      if isinstance(answer, Unanswered):
-        _note(self._report, answer.reason, f"{picture.id}: {answer}")
-      else:
+      waiting = self._pending.pop(picture.content)
+      for same in (picture, *waiting):
+        if isinstance(answer, Unanswered):
+          _note(self._report, answer.reason, f"{same.id}: {answer}")
+        else:
+          answers.append((same, answer))
+        self._meter.advance(skipped=isinstance(answer, Unanswered))
+      if not isinstance(answer, Unanswered):
         self._report.answered += 1
-        answers.append((picture, answer))
-      self._meter.advance(skipped=isinstance(answer, Unanswered))
+        self._report.reused += len(waiting)
     self._write(answers)
 
   def _write(self, answers: Sequence[tuple[_Picture, str]]) -> None:

