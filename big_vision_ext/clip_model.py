@@ -66,8 +66,8 @@ class ClipTowers(LoadedModel):
     if not known["tokenizer"]:
       raise ValueError(f"{self.source}: does not say how texts become tokens; give --tokenizer")
     return quality.embed(
-        self.text_features, readouts, tokenizer=known["tokenizer"],
-        canonicalize=known["canonicalize"], text_len=self.towers.text.text_len)
+        self.text_features, readouts, tower=self.towers.text, tokenizer=known["tokenizer"],
+        canonicalize=known["canonicalize"])
 
   def _in_batches(self, jitted, name: str, rows: np.ndarray, size: int) -> np.ndarray:
     out = []

@@ -42,7 +42,7 @@ class Evaluator:
     image, text = task.outputs["image_features"], task.outputs["text_features"]
     self._image = jax.jit(lambda params, batch: {"z": image(params, batch)})
     self._text = jax.jit(lambda params, ids: text(params, {"text": ids}))
-    self._input, self._text_len = _rated.with_crops(input_config, crops), task.text.text_len
+    self._input, self._tower = _rated.with_crops(input_config, crops), task.text
     self._mesh, self._rows, self._batch_size = mesh, batch_sharding, batch_size
     self._how = dict(parameters=parameters, bootstrap=bootstrap)
 
@@ -50,7 +50,7 @@ class Evaluator:
     with jax.set_mesh(self._mesh):
       texts = quality.embed(
           lambda ids: self._text(params, ids), list(self._readouts.values()),
-          tokenizer=self._input.tokenizer, text_len=self._text_len,
+          tower=self._tower, tokenizer=self._input.tokenizer,
           canonicalize=self._input.canonicalize)
       rows = _rated.crop_rows(self._image, params, self._input, self._batch_size, self._rows)
       scale = float(np.asarray(params["t"]).reshape(-1)[0])

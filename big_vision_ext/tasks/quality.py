@@ -122,8 +122,7 @@ class Task:
     """The parameters that a run begins with: texts of the prompts, by the text tower once."""
     if self.clip is None:
       return params
-    rows = tokens(self.readout, self.config.tokenizer, self.clip.text.text_len,
-                  self.config.canonicalize)
+    rows = tokens(self.readout, self.clip.text, self.config.tokenizer, self.config.canonicalize)
     z = self.clip.outputs["text_features"](params, {"text": rows})
     return {**params, "texts": z.astype(jnp.float32).reshape(params["texts"].shape)}
 
@@ -157,12 +156,20 @@ class Task:
         self.features(params, batch), params["texts"], params["t"][0], self.readout.values)
 
 
-def tokens(readout: levels.Readout, tokenizer: str, text_len: int, canonicalize: bool
-           ) -> np.ndarray:
-  """The prompts of a readout as ids (n, text_len), as captions of training were tokenised."""
+def tokens(readout: levels.Readout, tower: Any, tokenizer: str, canonicalize: bool) -> np.ndarray:
+  """The prompts of a readout as ids (n, t), as captions of training were tokenised.
+
+  Raises:
+    ValueError: the tokenizer is not that of the text tower.
+  """
   maker = text.make_tokenizer(tokenizer)
+  if maker.vocab_size > tower.vocab_size or (
+      tokenizer == "bytes" and maker.vocab_size != tower.vocab_size):
+    raise ValueError(
+        f"tokenizer {tokenizer!r} has {maker.vocab_size} ids and the text tower {tower.vocab_size}: "
+        "it is another one's; name the right one, as --tokenizer clip:FILE, or in the config")
   plain = text.canonicalize if canonicalize else str.strip
-  return np.stack([np.asarray(maker.tokenize(plain(p), text_len), np.int32)
+  return np.stack([np.asarray(maker.tokenize(plain(p), tower.text_len), np.int32)
                    for p in readout.prompts])
 
 

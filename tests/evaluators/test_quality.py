@@ -28,6 +28,7 @@ LENGTH = 32
 @dataclasses.dataclass(frozen=True)
 class Text:
   text_len: int = LENGTH
+  vocab_size: int = 259
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,8 @@ def test_batches_and_devices_change_nothing(data, devices, batch_size):
   want = quality.Evaluator(task=task, bootstrap=0, **place(data)).run(params)
   got = quality.Evaluator(task=task, bootstrap=0, batch_size=batch_size,
                           **place(data, devices)).run(params)
-  assert got == pytest.approx(want, rel=1e-6)
+  # Of scores that are the same to 1e-7; the error of the fit is a difference of them.
+  assert got == pytest.approx(want, rel=2e-5)
 
 
 def test_scores_do_not_depend_on_what_else_is_tested(data):
@@ -144,7 +146,7 @@ def test_words_alone_rate_as_the_formula_says(data):
   got = quality_zero_shot.Evaluator(
       task=task, prompts={"uniqa": "uniqa", "mine": mine}, bootstrap=0, crops="five_crop",
       **where).run(params)
-  fn = jax.jit(lambda p, b: task.image_features(p, b)[0])
+  fn, score = jax.jit(lambda p, b: task.image_features(p, b)[0]), jax.jit(levels.score)
   config = dataclasses.replace(where["input_config"], eval_crops="five_crop")
   tokenizer = text.make_tokenizer("bytes")
   for name, spec in (("uniqa", "uniqa"), ("mine", mine)):
@@ -154,7 +156,7 @@ def test_words_alone_rate_as_the_formula_says(data):
     scores = {}
     for batch in loader.eval_stream(config, batch_size=1, items="rated"):
       if batch["mask"][0]:
-        one = levels.score(np.asarray(fn(params, batch)), z, 1.5, readout.values)["score"]
+        one = score(fn(params, batch), z, 1.5, np.float32(readout.values))["score"]
         scores.setdefault(int(batch["image_index"][0]), []).append(float(one))
     entries = contents.of_config(config)
     x = np.array([np.mean(scores[i]) for i in sorted(scores)])
@@ -176,7 +178,8 @@ def test_the_probe_is_ridge_regression_whose_strength_the_test_pictures_do_not_c
   np.testing.assert_allclose(got, want, atol=1e-9)
   assert chosen == 1.0
   # Of noise alone, the strongest.
-  assert quality_probe.probe(z[:20], rng.normal(size=20), test, (1e6, 1e-3), seed)[1] == 1e6
+  noise, wide = rng.normal(size=40), rng.normal(size=(40, 28))
+  assert quality_probe.probe(wide, noise, wide, (1e6, 1e-3), seed)[1] == 1e6
 
 
 def test_the_probe_learns_from_its_part_and_is_tested_on_another(data):

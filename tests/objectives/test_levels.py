@@ -8,6 +8,8 @@ import pytest
 
 from big_vision_ext.objectives import levels
 
+score = jax.jit(levels.score)
+VALUES = np.float32(levels.UNIQA_VALUES)
 # float32 against float64: 20 products to a sum, an exponential of numbers up to 10.
 CLOSE = dict(rtol=2e-5, atol=2e-6)
 
@@ -34,9 +36,9 @@ def test_scores_are_those_of_the_formula(shape):
   rng = np.random.default_rng(sum(shape))
   f, texts = rng.normal(0, 3, (6, 20)), rng.normal(0, 2, (*shape, 20))
   values = rng.uniform(0, 1, shape[1])
-  got = levels.score(f.astype(np.float32), texts.astype(np.float32), 2.3, values)
-  score, probs = by_hand(f, texts, 2.3, values)
-  np.testing.assert_allclose(got["score"], score, **CLOSE)
+  got = score(f.astype(np.float32), texts.astype(np.float32), 2.3, values)
+  want, probs = by_hand(f, texts, 2.3, values)
+  np.testing.assert_allclose(got["score"], want, **CLOSE)
   np.testing.assert_allclose(got["probs"], probs, **CLOSE)
   np.testing.assert_allclose(np.sum(got["group_probs"], -1), 1, rtol=1e-6)
 
@@ -45,18 +47,16 @@ def test_an_ensemble_is_the_mean_of_its_groups():
   rng = np.random.default_rng(0)
   f = rng.normal(size=(3, 16)).astype(np.float32)
   texts = rng.normal(size=(4, 5, 1, 16)).astype(np.float32)
-  values = levels.UNIQA_VALUES
-  alone = [levels.score(f, texts[g:g + 1], 4.6, values)["score"] for g in range(4)]
-  np.testing.assert_allclose(
-      levels.score(f, texts, 4.6, values)["score"], np.mean(alone, 0), rtol=1e-6)
+  alone = [score(f, texts[g:g + 1], 4.6, VALUES)["score"] for g in range(4)]
+  np.testing.assert_allclose(score(f, texts, 4.6, VALUES)["score"], np.mean(alone, 0), rtol=1e-6)
 
 
 def test_levels_the_other_way_round_turn_the_order_round():
   rng = np.random.default_rng(1)
   f = rng.normal(size=(40, 16)).astype(np.float32)
   texts = rng.normal(size=(1, 5, 1, 16)).astype(np.float32)
-  up = levels.score(f, texts, 3.0, levels.UNIQA_VALUES)["score"]
-  down = levels.score(f, texts[:, ::-1], 3.0, levels.UNIQA_VALUES)["score"]
+  up = score(f, texts, 3.0, VALUES)["score"]
+  down = score(f, texts[:, ::-1], 3.0, VALUES)["score"]
   # Values 0.2 to 1 are symmetric around 0.6.
   np.testing.assert_allclose(up, 1.2 - down, atol=1e-6)
   assert (np.argsort(up) == np.argsort(-down)).all()
@@ -64,9 +64,9 @@ def test_levels_the_other_way_round_turn_the_order_round():
 
 def test_the_best_words_give_the_best_value_and_length_does_not_matter():
   texts = np.eye(5, 8, dtype=np.float32)[None, :, None]
-  found = levels.score(7 * texts[0, :, 0], 0.1 * texts, np.log(100), levels.UNIQA_VALUES)
+  found = score(7 * texts[0, :, 0], 0.1 * texts, np.log(100), VALUES)
   np.testing.assert_allclose(found["score"], levels.UNIQA_VALUES, rtol=1e-6)
-  grad = jax.grad(lambda f: levels.score(f, texts, 4.6, levels.UNIQA_VALUES)["score"].sum())
+  grad = jax.grad(lambda f: score(f, texts, 4.6, VALUES)["score"].sum())
   assert np.isfinite(grad(np.zeros((2, 8), np.float32))).all()
 
 
