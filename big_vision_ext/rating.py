@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from big_vision_ext import convert, weights
 from big_vision_ext.clip_model import ClipTowers
@@ -221,8 +221,8 @@ def _adapted(run: weights.Loaded) -> Head:
 def _towers_of(run: weights.Loaded) -> str:
   path = (run.model.get("towers") or {}).get("path")
   if not path or not os.path.exists(path.removesuffix(":ema")):
-    raise ValueError(f"{run.source}: was trained on features of {path or 'weights without a name'}, "
-                     "which are not there; give them with --weights")
+    raise ValueError(f"{run.source}: was trained on features of {path or 'unnamed weights'}, which "
+                     "are not there; give them with --weights")
   return path
 
 

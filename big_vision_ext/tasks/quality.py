@@ -166,8 +166,8 @@ def tokens(readout: levels.Readout, tower: Any, tokenizer: str, canonicalize: bo
   if maker.vocab_size > tower.vocab_size or (
       tokenizer == "bytes" and maker.vocab_size != tower.vocab_size):
     raise ValueError(
-        f"tokenizer {tokenizer!r} has {maker.vocab_size} ids and the text tower {tower.vocab_size}: "
-        "it is another one's; name the right one, as --tokenizer clip:FILE, or in the config")
+        f"tokenizer {tokenizer!r} has {maker.vocab_size} ids and the text tower {tower.vocab_size}"
+        ": it is another one's; name the right one, as --tokenizer clip:FILE, or in the config")
   plain = text.canonicalize if canonicalize else str.strip
   return np.stack([np.asarray(maker.tokenize(plain(p), tower.text_len), np.int32)
                    for p in readout.prompts])
