@@ -239,8 +239,8 @@ class Run:
         pictures.append(draw.shrink(sources[key].read().pixels, _THUMB))
       except (ValueError, OSError):
         continue  # It has gone since it was rated.
-      lines.append((f"{rank + 1}.  quality {table.number(key, 'quality'):.3f}   "
-                    f"aesth. {table.number(key, 'aesthetic'):.3f}", key))
+      lines.append((f"quality {table.number(key, 'quality'):.3f}   "
+                    f"aesth. {table.number(key, 'aesthetic'):.3f}", f"{rank + 1}. {key}"))
       shares.append(table.levels(key))
     if not pictures:
       return
