@@ -108,12 +108,12 @@ def _settings(weights: Weights, quick: bool) -> dict[str, Any]:
     "vision_cfg": {
       "image_size": plain(size), "patch_size": plain(patch), "layers": image["depth"],
       "width": image["width"], "head_width": image["width"] // image["num_heads"],
-      "mlp_ratio": timm.ratio(image),
+      "mlp_ratio": timm.ratio(image["mlp_dim"], image["width"]),
     },
     "text_cfg": {
       "context_length": text["text_len"], "vocab_size": text["vocab_size"],
       "width": text["width"], "heads": text["num_heads"], "layers": text["depth"],
-      "mlp_ratio": timm.ratio(text),
+      "mlp_ratio": timm.ratio(text["mlp_dim"], text["width"]),
     },
   }  # fmt: skip
 

@@ -16,7 +16,7 @@ from input_pipeline import clip_tokenizer, text
 
 MERGES = [("i", "n"), ("t", "h"), ("th", "e</w>"), ("a", "g"), ("i", "m"), ("im", "ag"),
           ("imag", "e</w>"), ("g", "o"), ("o", "d</w>"), ("go", "od</w>"), ("in", "g</w>"),
-          ("\u00f0", "\u0141"), ("'", "s</w>"), ("s", "h"), ("sh", "ar"), ("a", "r"), ("p", "</w>"),
+          ("\u00f0", "\u0141"), ("'", "s</w>"), ("s", "h"), ("sh", "ar"), ("a", "r"), ("o", "p</w>"),
           ("e", "r</w>"), ("1", "2</w>"), ("!", "!</w>")]  # fmt: skip
 TEXTS = ["The image", "it's  GOOD\n\tsharp-ish!!", "a &amp;lt;b&gt; &quot;the&quot; &rsquo;s", "",
          "good \U0001f600\U0001f44d the", "caf\u00e9 \u00dcn\u0131 \ufb01ne 12x3 \u00b2\u0968",

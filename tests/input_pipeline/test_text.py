@@ -110,7 +110,7 @@ def test_tokenisers_can_be_sent_to_workers(kind, sentencepiece_file, json_file):
 @pytest.mark.parametrize(
   "spec, says",
   [
-    ("byte", 'expected "bytes", "sentencepiece:PATH" or "tokenizers:PATH"'),
+    ("byte", 'expected "bytes", "sentencepiece:PATH", "tokenizers:PATH" or "clip:PATH"'),
     ("bytes:x", 'expected "bytes"'),
     ("sentencepiece:/nowhere/x.model", "there is no file '/nowhere/x.model'"),
     ("tokenizers:", "there is no file ''"),

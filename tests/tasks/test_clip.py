@@ -65,9 +65,13 @@ def test_eight_devices_have_the_loss_and_gradients_of_one(task, params, on_one_d
   # Float32 sums in another order.
   np.testing.assert_allclose(got, want, rtol=1e-5)
   np.testing.assert_allclose([seen[k] for k in metrics], [*metrics.values()], atol=1e-5)
-  tiny_vit.assert_close(grads, want_grads)
-  # Every parameter learns.
-  assert all(np.any(g) for g in jax.tree.leaves(jax.device_get(grads)))
+  grads, want_grads = (trees.flatten(jax.device_get(g)) for g in (grads, want_grads))
+  largest = max(np.abs(g).max() for g in want_grads.values())
+  for name, g in grads.items():
+    # Of sixteen rows much cancels; measured: 1.5e-6 of the largest.
+    np.testing.assert_allclose(g, want_grads[name], atol=1e-5 * largest, err_msg=name)
+    # Every parameter learns.
+    assert np.any(g), name
 
 
 def test_the_loss_is_the_formula_on_features_with_copies_as_right_ones(
