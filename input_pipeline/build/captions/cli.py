@@ -226,8 +226,8 @@ def _pictures(
 def _lengths(args: argparse.Namespace) -> int:
   cut = captioned.count_cut(args.data, args.split, args.tokenizer, args.text_len)
   for task, (longer, count) in cut.items():
-    print(f"{task}: {longer:,} of {count:,} captions ({100 * longer / count:.1f} %) are longer than "
-          f"{args.text_len} ids, of which the rest is not read")
+    print(f"{task}: {longer:,} of {count:,} captions ({100 * longer / count:.1f} %) are longer "
+          f"than {args.text_len} ids, of which the rest is not read")
   if any(longer for longer, _ in cut.values()):
     print("input.sentence_sampling=True trains on other parts of them as well")
   return 0
