@@ -17,18 +17,20 @@ _ABSENT = "default"
 
 
 def stored(workdirs: Sequence[str]) -> dict[str, dict[str, float]]:
-  """{workdir: its stored results}.
+  """{workdir: its stored results, and of one that rates pictures those of other checkpoints}.
 
   Raises:
     ValueError: a workdir that has no `evaluation.json` yet.
   """
+  from big_vision_ext import rating_history
+
   columns = {}
   for workdir in workdirs:
     path = pathlib.Path(workdir) / workdir_lib.EVALUATION_FILE
     if not path.is_file():
       raise ValueError(f"{path} does not exist; first run "
                        f"python -m big_vision_ext.evaluate --workdir {workdir}")
-    columns[workdir] = json.loads(path.read_text())
+    columns[workdir] = json.loads(path.read_text()) | rating_history.chosen(path.parent)
   return columns
 
 
@@ -69,6 +71,21 @@ def mean(columns: Mapping[str, Mapping[str, float]]) -> str:
     spread = statistics.stdev(values) if len(values) > 1 else float("nan")
     lines.append(f"{name:<{width}}  {statistics.mean(values):.4f} +- {spread:.4f}  "
                  f"({len(values)} runs)")
+  return "\n".join(lines)
+
+
+def summary(columns: Mapping[str, Mapping[str, float]]) -> str:
+  """Mean, median and interquartile range of each result over the runs that have it."""
+  from big_vision_ext.evaluators import _correlation
+
+  names = _names(columns)
+  width = max(len(name) for name in names)
+  lines = [f"{'':<{width}}      mean    median       iqr  runs"]
+  for name in names:
+    values = [c[name] for c in columns.values() if name in c]
+    found = _correlation.summary(values)
+    cells = "".join(f"{found[key]:10.4f}" for key in ("mean", "median", "iqr"))
+    lines.append(f"{name:<{width}}{cells}  {len(values):4d}")
   return "\n".join(lines)
 
 

@@ -8,6 +8,10 @@ For every image (and every prompt) DIR gets
   one colour per scale, with the boxes if they are known; of a masked model (configs/mim), the
   image, what was visible of it under one mask, and the prediction of the rest.
 
+With `--task quality` it rates pictures instead, by a CLIP (`--weights`) or an adapter's run
+(`--workdir`): `--out ratings.csv` gets scores of quality and aesthetics and the shares of the five
+levels, a row a file, and `ratings.png` shows the pictures from the best to the worst.
+
 Images are files and folders (`--image`, may be repeated) or records of a data set, whose boxes and
 captions are known (`--data DIR --split val --index N`; the caption of `--region` is a prompt).
 How long to look is a choice of the moment: `--looks`, `--tokens` and `--only-first-scales`.
@@ -41,6 +45,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   weights("--weights", help="weights in another format instead: a file or folder")
   weights("--step", type=int, help="checkpoint of --workdir to take; default: the latest")
   weights("--tokenizer", help="of the prompts, for --weights that do not say")
+  weights("--task", choices=("features", "quality"), default="features",
+          help="quality: rate pictures, see above; default: features")
   what = parser.add_argument_group("images and prompts").add_argument
   what("--image", action="append", default=[],
        help="image file, or folder to search for images at any depth; may be repeated")
@@ -63,8 +69,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
       "may change so that fewer sizes have to be compiled; default: 0.1, that is 10 %%")
   how("--seed", type=int, default=0, help="of masked models: of the mask in pictures; default: 0")
   how("--batch", type=int, default=1, help="images encoded together; default: 1")
+  rated = parser.add_argument_group("with --task quality").add_argument
+  rated("--adapter", metavar="FILE", help="UniQA's adapter for the CLIP of --weights; --prompts is "
+        "a name or JSON file of words for levels (configs/uniqa/README.md)")
+  rated("--crops", choices=("ten_random", "five_crop", "grid", "center", "whole"),
+        default="ten_random", help="what is looked at: crops at the picture's own resolution, "
+        "whose scores are averaged, or the whole, reduced; default: ten_random")
+  rated("--short-side", type=int, default=384, metavar="PIXELS",
+        help="reduce larger pictures to this shorter side first; 0: never; default: 384")
   out = parser.add_argument_group("what to write").add_argument
-  out("--out", required=True, help="folder to write to")
+  out("--out", required=True, help="folder to write to; of ratings, the table")
   out("--format", choices=tuple(features.WRITERS), default="npz", help="default: npz")
   out("--dtype", choices=tuple(features.DTYPES), default="float32",
       help="type of the numbers written; default: float32")
@@ -93,6 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def encode(options: argparse.Namespace) -> int:
   """Encodes what the command line names and writes the results; returns the exit code."""
+  if options.task == "quality":
+    from big_vision_ext import rating_run
+
+    console.set_up_logging()
+    return rating_run.rate(options)
   check(options)
   # Late, so that --help and mistakes in the command need not wait for jax.
   from big_vision_ext import encode_run, jobs
@@ -143,6 +162,9 @@ def _open(options: argparse.Namespace):
 
 def check(options: argparse.Namespace) -> None:
   """Raises ValueError for options that contradict each other or mean nothing."""
+  for name, plain in (("adapter", None), ("crops", "ten_random"), ("short_side", 384)):
+    if getattr(options, name) != plain:
+      raise ValueError(f"--{name.replace('_', '-')}={getattr(options, name)}: is of --task quality")
   if bool(options.workdir) == bool(options.weights):
     raise ValueError("give the model either as --workdir (a run) or as --weights (another format)")
   if options.weights and options.step is not None:

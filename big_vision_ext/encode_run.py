@@ -10,13 +10,14 @@ import dataclasses
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from big_vision_ext import aspect as aspect_lib
 from big_vision_ext import draw, embedding, encoding, features
+from big_vision_ext.ahead import ahead
 from big_vision_ext.jobs import Job, Photo, Source
 from input_pipeline.build import progress
 
@@ -90,7 +91,7 @@ class Run:
     writing = concurrent.futures.ThreadPoolExecutor(1)
     self._writes: collections.deque[concurrent.futures.Future] = collections.deque()
     try:
-      for source, future in _ahead(pool, self._order(pool, sources), self._load,
+      for source, future in ahead(pool, self._order(pool, sources), self._load,
                                    self._threads + self._encoder.batch_size):
         try:
           ready = future.result()
@@ -191,17 +192,6 @@ class Run:
   def _note(self, text: str) -> None:
     # The blanks wipe what is left of a live line.
     print(f"\r{text:<78}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
-
-
-def _ahead(pool, items: Sequence, act, count: int) -> Iterator[tuple[Any, Any]]:
-  """(item, future of act(item)) in turn, the next `count` of them begun."""
-  futures = collections.deque()
-  rest = iter(items)
-  for item in rest:
-    futures.append((item, pool.submit(act, item)))
-    if len(futures) > count:
-      yield futures.popleft()
-  yield from futures
 
 
 def _small(photo: Photo) -> tuple[np.ndarray, np.ndarray]:

@@ -183,7 +183,8 @@ def _compared(workdirs: Sequence[str], options: argparse.Namespace) -> str:
   columns = comparison.stored(workdirs)
   if options.effects:
     return comparison.effects(columns, comparison.settings(workdirs))
-  return (comparison.mean if options.mean else comparison.side_by_side)(columns)
+  tell = comparison.mean if options.mean else comparison.side_by_side
+  return (comparison.summary if options.summary else tell)(columns)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -202,6 +203,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   add("--evals", default="", help="types of evaluators to run with their defaults, comma-separated")
   add("--config", help="config file whose evaluators and input are taken instead of the run's")
   add("--split", help="split to measure on instead of the config's")
+  add("--part", help="part of a split of rated pictures, e.g. reference_1/test, likewise")
   add("--data", help="data set to measure on instead of the config's")
   add("--tokenizer", help="tokeniser of the captions instead of the config's")
   add("--out", help="file to write, with --sweep a folder; default: in the workdir")
@@ -213,11 +215,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   add("--repeats", type=int, default=5, help="with --sweep: timed runs; default: 5")
   add("--compare", nargs="+", metavar="WORKDIR", default=[],
       help="measure nothing, print the stored results of these runs beside it")
-  summary = parser.add_mutually_exclusive_group()
-  summary.add_argument("--mean", action="store_true",
-                       help="with --compare: mean and standard deviation over the runs")
-  summary.add_argument("--effects", action="store_true", help="with --compare: what each setting "
-                       "that the runs differ in adds, by least squares, with its standard error")
+  tell = parser.add_mutually_exclusive_group()
+  tell.add_argument("--mean", action="store_true",
+                    help="with --compare: mean and standard deviation over the runs")
+  tell.add_argument("--summary", action="store_true", help="with --compare: mean, median and "
+                    "interquartile range over the runs, e.g. ten splits")
+  tell.add_argument("--effects", action="store_true", help="with --compare: what each setting "
+                    "that the runs differ in adds, by least squares, with its standard error")
   add("--debug", action="store_true", help="show the traceback of an error")
   options, rest = parser.parse_known_args(argv)
   for arg in rest:
@@ -231,8 +235,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     raise ValueError(f"{rest[0]} overrides a setting of a config file; give --config FILE")
   if options.compare and not options.workdir:
     raise ValueError("--compare compares workdirs; expected --workdir DIR, not --weights")
-  if (options.mean or options.effects) and not options.compare:
-    raise ValueError("--mean and --effects summarise several runs; expected --compare WORKDIR ...")
+  if (options.mean or options.summary or options.effects) and not options.compare:
+    raise ValueError("--mean, --summary and --effects are of several runs; expected --compare "
+                     "WORKDIR ...")
   return options
 
 
@@ -258,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       print(_compared([options.workdir, *options.compare], options))
       return
     console.set_up_logging(options.debug)
-    changes = {k: getattr(options, k) for k in ("split", "data", "tokenizer")}
+    changes = {k: getattr(options, k) for k in ("split", "part", "data", "tokenizer")}
     changes = {k: v for k, v in changes.items() if v}
     grid = {"looks": numbers(options.looks, "--looks"),
             "scales": options.scales and numbers(options.scales, "--scales")}

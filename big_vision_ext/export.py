@@ -14,6 +14,7 @@ Writes a folder that another library loads, with a card (README.md) that says wh
 - `mae`            facebookresearch/mae's state dict; models of task "mae"
 - `ijepa`          facebookresearch/ijepa's state dicts; models of task "ijepa"
 - `focusmim`       RobinWeiler/FocusMIM's state dict; models of task "focusmim"
+- `uniqa`          UniQA's adapter file; runs of task "quality"
 - `stablehlo`      the encoder as a program that any jax runs; models of task "ps3" (`serialize.py`)
 
 `--weights` takes the same formats, so that this command also converts between them. Arrays are

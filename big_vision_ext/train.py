@@ -130,6 +130,10 @@ def train(config: config_lib.Config, workdir: Workdir, console: console_lib.Cons
         params, source = weights.init_params(config.init, state["params"], shardings["params"])
         state = step_lib.with_params(state, params)
       origin = {"init": [source]}
+    if hasattr(task, "begin"):
+      begin = jax.jit(task.begin, out_shardings=shardings["params"])
+      with console.doing("Preparing the parameters"), sharding.use(mesh, ()):
+        state = step_lib.with_params(state, begin(state["params"]))
   start = int(state["step"])
   if start >= total:
     raise nonfinite.TrainingError(f"config.resume={config.resume} has taken {start} steps already; "

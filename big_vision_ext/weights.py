@@ -112,7 +112,7 @@ def read(source: str | os.PathLike, step: int | None = None) -> convert.Weights:
                                             "canonicalize")}
   seen |= {"eval_crop": settings.eval_crop} if settings.eval_crop else {}
   seen |= _class_names(settings)
-  towers = model["image"] if "mean" in model["image"] else model
+  towers = model["image"] if "mean" in model.get("image", {}) else model
   seen |= {k: towers[k] for k in ("mean", "std") if k in towers}
   seen |= getattr(tasks.make(config.task, config.model), "normalisation", {})
   return convert.Weights(params, config.task, model, seen | _token_ids(seen),
@@ -129,6 +129,9 @@ def is_run(source: str | os.PathLike) -> bool:
 def describe(task_name: str, model: Mapping[str, Any]) -> dict[str, Any]:
   """`config.model` with the sizes of variants and all defaults of the towers written out."""
   task = tasks.make(task_name, model)
+  if task_name == "quality":
+    # Of its towers, which are weights of their own, an export says only where they were.
+    return {**config_lib.to_dict(task.config), "width": task.width}
   if task_name not in ours.TASKS:
     raise convert.ConvertError(f"task {task_name!r} has no weight formats; expected one of "
                                f"{', '.join(ours.TASKS)}")

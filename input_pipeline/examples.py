@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import (
+  crop_features,
   crops,
   foreground,
   images,
@@ -33,8 +34,10 @@ class LabelError(ValueError):
 
 
 # What makes a record unusable; each carries the `reason` it is counted under.
-UNUSABLE = (records.RecordError, images.ImageError, transforms.CaptionError, LabelError,
-            foreground.ForegroundError)
+UNUSABLE = (
+  records.RecordError, images.ImageError, transforms.CaptionError, LabelError,
+  foreground.ForegroundError, crop_features.FeatureError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,7 @@ class ExampleMaker:
     self._augment = randaugment.parse(config.augment) if config.augment else None
     self._tokenizer = text.make_tokenizer(config.tokenizer)
     self._cache = ImageCache(config.cache_mb << 20)
+    self._features = crop_features.of_config(config) if config.features else None
 
   def allocate(self, rows: int, *, whole: bool = False) -> dict[str, np.ndarray]:
     """Returns the arrays of a batch of `rows` rows, not yet filled; `whole`: as for evaluation."""
@@ -84,6 +88,8 @@ class ExampleMaker:
       extra["foreground"] = np.empty((rows, size, size), np.float32)
     if self._config.scores and not whole:
       extra["score"] = np.empty((rows,), np.float32)
+    if self._features and not whole:
+      return extra | {"feature": np.empty((rows, self._features.settings.width), np.float32)}
     if not self._config.captions and not whole:
       return extra | {"image": images.empty((rows, size, size, 3))}
     if count and not whole:
@@ -131,6 +137,9 @@ class ExampleMaker:
       batch["label"][row] = self._class_of(sample, where)
     if config.scores:
       batch["score"][row] = self._score_of(sample, where)
+    if self._features:
+      batch["feature"][row] = self._features.drawn(sample.id, rng, where)
+      return
     size, shape = (sample.width, sample.height), self._crop_shape
     plain = config.crop == "plain"
     # A crop that is not resized is cut from the image at its full size.

@@ -64,6 +64,8 @@ class InputConfig:
       side, e.g. 0.875 for the usual "256, then the middle 224"; 0 for the whole, squashed.
     eval_crops: what evaluation of rated images shows of each, at its own resolution: "ten_random",
       "five_crop", "grid" or "center" (see crops.py); "" for the whole, as of other images.
+    features: a folder of features of crops (see crop_features.py) that batches carry in place of
+      pixels, in training and in evaluation of rated images; "" for pixels.
     scores: training batches carry the image's score, 0 worst to 1 best; a record without a rating
       cannot be used.
     num_classes: training batches carry the number of the image's class; a record without one
@@ -109,6 +111,7 @@ class InputConfig:
   crop_clamp: bool = False
   eval_crop: float = 0.0
   eval_crops: str = ""
+  features: str = ""
   scores: bool = False
   num_classes: int = 0
   classes: str | Sequence[str] = "train"
@@ -156,7 +159,7 @@ class InputConfig:
         raise InputError(f"input.{name} is {getattr(self, name)!r}, expected True or False.")
     if self.resize not in images.RESIZE_METHODS:
       raise InputError(f"input.resize is {self.resize!r}, expected one of {images.RESIZE_METHODS}.")
-    for name in ("split", "part", "tokenizer", "augment"):
+    for name in ("split", "part", "tokenizer", "augment", "features"):
       if not isinstance(getattr(self, name), str):
         raise InputError(f"input.{name} is {getattr(self, name)!r}, expected text.")
     for name, known in (("crop", ("resized", "plain")), ("eval_crops", ("", *crops.KINDS))):
@@ -188,6 +191,12 @@ class InputConfig:
       raise InputError(
         f"input.crop is 'plain' with captions={self.captions}, crop_clamp={self.crop_clamp}: a "
         "plain crop knows neither regions nor a shape. Set them to False, or input.crop='resized'."
+      )
+    if self.features and (self.captions or self.augment):
+      raise InputError(
+        f"input.features is {self.features!r} with captions={self.captions}, augment="
+        f"{self.augment!r}: features are of crops as they were made. Set input.captions=False and "
+        "input.augment=''."
       )
     if isinstance(self.augment, str) and self.augment:
       randaugment.parse(self.augment)

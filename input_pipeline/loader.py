@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from input_pipeline import contents, crops, labels, pictures
+from input_pipeline import contents, crop_features, crops, labels, pictures
 from input_pipeline.examples import UNUSABLE, ExampleMaker
 from input_pipeline.input_config import (
   InputConfig,
@@ -115,7 +115,8 @@ def eval_stream(
     items: "regions" (is_global False), or those with a caption of the whole ("images"), with a
       class ("labelled"), a rating ("rated") or of any kind ("all"), whose box is the whole image.
       Which class or rating it is, and further captions, `contents.of_config` says. With
-      config.eval_crops, "rated" shows each image as several crops, one a row.
+      config.eval_crops, "rated" shows each image as several crops, one a row; with config.features
+      too, and then "feature" float32 (b, d) is there in place of what else is in batches.
     process_index, process_count, rows: as for train_stream.
 
   Returns:
@@ -143,7 +144,15 @@ def eval_stream(
   if not entries:
     names = ", ".join(member.source.name for member in members)
     raise InputError(f"{names}: there are no {_ITEMS[items]} to evaluate on.")
-  batches = _EvalBatches(config, entries, batch_size, rows)
+  if config.features:
+    if items != "rated":
+      raise InputError(f"eval items are {items!r} with input.features, which are no pixels; "
+                       "expected 'rated', or input.features=''.")
+    found = [(e.id, i, config.data) for i, e in enumerate(contents.of_config(config)) if e.rating]
+    batches = crop_features.EvalBatches(
+      crop_features.of_config(config), found, batch_size, rows)
+  else:
+    batches = _EvalBatches(config, entries, batch_size, rows)
   stream = Stream(batches, config, judged_over=min(first, _JUDGED_OVER))
   stream.count(news)
   return stream

@@ -23,10 +23,18 @@ MAE = {
     "mask": dict(num_visible=4),
 }
 FOCUSMIM = {"image": dict(widths=(4, 6), depth=1, image_size=32)}
+CLIP = {
+    "image": dict(width=32, depth=2, mlp_dim=48, num_heads=2, patch_size=8, image_size=32,
+                  num_classes=20),
+    "text": dict(width=24, depth=1, mlp_dim=48, num_heads=2, vocab_size=259, text_len=32,
+                 eot_id=1),
+}
 # Settings of the model and the input of each task.
 _RUNS = {
-    "ps3": (MODEL, INPUT), "mae": (MAE, dict(data="nowhere", image_size=32, captions=False)),
+    "ps3": (MODEL, INPUT),
+    "mae": (MAE, dict(data="nowhere", image_size=32, captions=False)),
     "focusmim": (FOCUSMIM, dict(data="nowhere", image_size=32, captions=False)),
+    "clip": (CLIP, dict(data="nowhere", image_size=32, text_len=32, canonicalize=False)),
 }
 
 

@@ -12,7 +12,8 @@ TITLES = {
     "transformers": "transformers (PyTorch)", "mae": "facebookresearch/mae (PyTorch)",
     "ijepa": "facebookresearch/ijepa (PyTorch)",
     "focusmim": "RobinWeiler/FocusMIM (PyTorch)", "timm": "timm (PyTorch)",
-    "open_clip": "open_clip (PyTorch)", "openai_clip": "openai/CLIP (PyTorch)"}
+    "open_clip": "open_clip (PyTorch)", "openai_clip": "openai/CLIP (PyTorch)",
+    "uniqa": "UniQA's adapter (PyTorch)"}
 _TASKS = {
     "siglip": "a SigLIP model: an image tower and a text tower trained with the sigmoid loss "
               "(arXiv 2303.15343)",
@@ -28,7 +29,9 @@ _TASKS = {
     "ijepa": "an I-JEPA model: a vision transformer, the teacher that follows it, and a predictor "
              "of the teacher's features of hidden blocks (arXiv 2301.08243)",
     ours.ENCODER: "the encoder of a masked model or of a classifier: a vision transformer without "
-                  "a head"}
+                  "a head",
+    "quality": "an adapter that rates the quality or the aesthetics of pictures by the features "
+               "of a frozen CLIP (arXiv 2406.01069)"}
 
 
 def text(format: str, weights: Any, folder: pathlib.Path, module: Any) -> str:

@@ -1,4 +1,4 @@
-"""How is a file that PyTorch saved read without PyTorch?
+"""How is a file that PyTorch saved read, and written, without PyTorch?
 
 `torch.save` writes a zip file: a pickle that describes the objects, and the bytes of each storage,
 not compressed, so that they can be mapped. The pickle is run by an unpickler that knows plain
@@ -11,15 +11,18 @@ import collections
 import io
 import math
 import os
+import pathlib
 import pickle
+import struct
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from big_vision_ext.convert import files
-from big_vision_ext.convert.lazy import ConvertError, Lazy, Tensors
+from big_vision_ext.convert.lazy import ConvertError, Lazy, Tensors, of
 
 _STORAGES = {
     "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
@@ -27,7 +30,10 @@ _STORAGES = {
     "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
     "BoolStorage": np.bool_}
 # Where training programs keep the weights within what they save.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params")
+_NAMES = {np.dtype(kind): name for name, kind in _STORAGES.items()}
+# A page of memory may be mapped where the bytes of an array begin.
+_ALIGNMENT = 64
 
 
 def read(path: str | os.PathLike) -> Tensors:
@@ -67,6 +73,64 @@ def read(path: str | os.PathLike) -> Tensors:
   except Exception as error:  # A pickle that is damaged can raise anything.
     raise ConvertError(f"{path}: its description cannot be read ({error!r})") from error
   return Tensors(_flat(found, path))
+
+
+def write(path: str | os.PathLike, found: Mapping[str, Any]) -> None:
+  """Writes what `torch.save` would write of nested dictionaries of tensors.
+
+  Args:
+    path: the file.
+    found: names -> arrays, lazy or not, or further dictionaries.
+  """
+  root, storages = pathlib.Path(path).stem, []
+  described = b"\x80\x02" + _pickled(found, storages) + b"."
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+    def put(name, data):
+      # A fixed date: the same arrays give the same bytes.
+      info = zipfile.ZipInfo(f"{root}/{name}", (1980, 1, 1, 0, 0, 0))
+      head = archive.fp.tell() + 30 + len(info.filename)
+      # Padded by a field that readers pass over.
+      info.extra = struct.pack("<HH", 0x4246, pad := -(head + 4) % _ALIGNMENT) + b"Z" * pad
+      archive.writestr(info, data)
+
+    put("data.pkl", described)
+    put("byteorder", b"little")
+    for number, x in enumerate(storages):
+      put(f"data/{number}", np.ascontiguousarray(x.read()).tobytes())
+    put("version", b"3\n")
+
+
+def _pickled(value: Any, storages: list[Lazy]) -> bytes:
+  """Opcodes of protocol 2 that build a dictionary or a tensor; storages are numbered as they come.
+
+  Written by hand since the pickler would want to import what it names, PyTorch.
+  """
+  if isinstance(value, Mapping):
+    items = b"".join(_text(str(k)) + _pickled(v, storages) for k, v in value.items())
+    return b"}(" + items + b"u"
+  x = of(value)
+  if x.dtype not in _NAMES:
+    raise ConvertError(f"an array of {x.dtype}: PyTorch's files have {', '.join(map(str, _NAMES))}")
+  key = str(len(storages))
+  storages.append(x)
+  strides = [math.prod(x.shape[i + 1:]) for i in range(len(x.shape))]
+  whole = lambda numbers: b"(" + b"".join(map(_number, numbers)) + b"t"
+  kind = b"ctorch\n" + _NAMES[x.dtype].encode() + b"\n"
+  place = b"(" + _text("storage") + kind + _text(key) + _text("cpu") + _number(x.size) + b"tQ"
+  hooks = b"ccollections\nOrderedDict\n)R"
+  return (b"ctorch._utils\n_rebuild_tensor_v2\n(" + place + _number(0) + whole(x.shape)
+          + whole(strides) + b"\x89" + hooks + b"tR")
+
+
+def _text(value: str) -> bytes:
+  data = value.encode()
+  return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _number(value: int) -> bytes:
+  if value < 2**31:
+    return b"J" + struct.pack("<i", value)
+  return b"\x8a\x08" + struct.pack("<q", value)
 
 
 class _Unpickler(pickle.Unpickler):

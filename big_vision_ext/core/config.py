@@ -100,6 +100,8 @@ class Schedule:
     timescale: of rsqrt: lr / sqrt(1 + t / timescale), t counted from the end of the warm-up.
     cooldown: multiplied onto the schedule at the end of the run, linearly to 0.
     end: what cosine and linear end at, as a fraction of lr.
+    every: the rate changes only so often, e.g. every_epochs=1, as where a schedule is stepped once
+      an epoch; None: at each step.
   """
 
   type: Literal["cosine", "rsqrt", "constant", "linear"] = "cosine"
@@ -107,6 +109,7 @@ class Schedule:
   timescale: Duration | None = None
   cooldown: Duration | None = None
   end: float = 0.0
+  every: Duration | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,8 @@ With warm-up W, cool-down C and length T in steps, t the number of steps taken b
 - cosine: from 1 at t = W to `end` at t = T, half a period; linear: the same, straight;
 - rsqrt: 1 / sqrt(1 + (t - W) / timescale) from t = W on (Zhai et al. 2022, "Scaling Vision
   Transformers", sec. 3.5, in big_vision's parametrisation);
-- cool-down: min(1, (T - t) / C), multiplied onto all of these.
+- cool-down: min(1, (T - t) / C), multiplied onto all of these;
+- every: with E steps, all of these at the last multiple of E instead of at t.
 """
 
 from collections.abc import Callable
@@ -33,15 +34,17 @@ def make(schedule: Schedule, *, total_steps: int, batch_size: int,
   Raises:
     ConfigError: a duration that cannot be used, or does not fit into the run.
   """
-  def steps(name, default):
+  def steps(name, default, whole=True):
     duration = getattr(schedule, name)
     if duration is None:
       return default
     return duration.steps(batch_size=batch_size, epoch_examples=epoch_examples,
-                          total_steps=total_steps, name=f"schedule.{name}")
+                          total_steps=total_steps, name=f"schedule.{name}", whole=whole)
 
   warmup, cooldown = steps("warmup", 0), steps("cooldown", 0)
   timescale = steps("timescale", DEFAULT_TIMESCALE)
+  # Rounded to whole steps, epochs that end within a batch would drift from those of the data.
+  every = steps("every", 0.0, whole=False)
   if schedule.timescale is not None and schedule.type != "rsqrt":
     raise ConfigError(f"config.schedule.timescale is of rsqrt; the type is {schedule.type!r}")
   if schedule.end and schedule.type not in ("cosine", "linear"):
@@ -56,6 +59,7 @@ def make(schedule: Schedule, *, total_steps: int, batch_size: int,
 
   def factor(step):
     t = jnp.asarray(step, jnp.float32)
+    t = jnp.floor(t / every) * every if every else t
     progress = jnp.clip((t - warmup) / max(1, total_steps - warmup), 0.0, 1.0)
     if schedule.type == "cosine":
       value = schedule.end + (1 - schedule.end) * 0.5 * (1 + jnp.cos(jnp.pi * progress))

@@ -29,14 +29,15 @@ class Duration:
   unit: str
 
   def steps(self, *, batch_size: int, epoch_examples: int | None = None,
-            total_steps: int | None = None, name: str = "duration") -> int:
-    """The length in steps, at least 1 unless the value is 0.
+            total_steps: int | None = None, name: str = "duration", whole: bool = True) -> float:
+    """The length in steps, a whole number and at least 1 unless the value is 0.
 
     Args:
       batch_size: examples in one step.
       epoch_examples: examples in one pass over the data; needed for epochs.
       total_steps: length of the whole run; needed for percent.
       name: the setting's name, for messages.
+      whole: False gives the length as it is.
 
     Raises:
       ConfigError: the unit cannot be used for this setting, or the value is out of range.
@@ -58,6 +59,8 @@ class Duration:
       if self.value > 100:
         raise ConfigError(f"config.{name}_percent={self.value!r}: expected between 0 and 100")
       steps = self.value / 100 * total_steps
+    if not whole:
+      return float(steps)
     return 0 if self.value == 0 else max(1, round(steps))
 
 

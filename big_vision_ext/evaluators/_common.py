@@ -16,7 +16,7 @@ def batches(input_config, items: str, batch_size: int, batch_sharding) -> Iterat
 
   `batch_size` is the global one, rounded up to what the batch sharding can divide.
   """
-  batch_size = _divisible(batch_size, batch_sharding)
+  batch_size = divisible(batch_size, batch_sharding)
   intake = Intake(batch_sharding, batch_size)
   stream = loader.eval_stream(
       input_config, batch_size=batch_size, items=items, rows=intake.rows)
@@ -76,7 +76,7 @@ def embed_texts(
     (u, d) embeddings and (n,) indices into them.
   """
   ids, which = np.unique(contents.token_rows(input_config, texts), axis=0, return_inverse=True)
-  batch_size = _divisible(min(batch_size, len(ids)), batch_sharding)
+  batch_size = divisible(min(batch_size, len(ids)), batch_sharding)
   intake = Intake(batch_sharding, batch_size)
   out = []
   for start in range(0, len(ids), batch_size):
@@ -87,7 +87,8 @@ def embed_texts(
   return np.concatenate(out), which.reshape(-1)
 
 
-def _divisible(batch_size: int, batch_sharding) -> int:
+def divisible(batch_size: int, batch_sharding) -> int:
+  """The batch size rounded up to what the batch sharding can divide."""
   # By all devices, where it is them that load the rows for the shards.
   shards = batch_shards(batch_sharding) if jax.process_count() == 1 else batch_sharding.mesh.size
   return -(-batch_size // shards) * shards

@@ -9,6 +9,8 @@ A task is a frozen object with
 - `outputs: {name: fn(params, batch, ...)}` for evaluators, `encode` and export; `text` reads only
   the batch's "text", `image` only its "image",
 - `batch_spec(batch_size) -> {name: jax.ShapeDtypeStruct}`, shapes without data,
+- optionally `begin(params) -> params`, applied once to the parameters a new run begins with, after
+  weights were loaded into them: for parameters that follow from others,
 - optionally `after_update(params, step) -> params`, applied after each optimiser step, of which
   there were `step` before: for limits on parameters, and for teachers that follow,
 - optionally `follows`, fields of its model `vision` that no config gives: others decide them,

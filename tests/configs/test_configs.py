@@ -18,7 +18,7 @@ from big_vision_ext import tasks, train
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import typed
 from input_pipeline import examples, loader
-from tests import toy_classes
+from tests import toy_classes, toy_ratings
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # common.py holds what several configs share and is none itself.
@@ -103,6 +103,8 @@ def test_a_config_runs_locally_on_the_sample_data(path, tmp_path, small_sample_d
   if "num_classes" in config_lib.load(str(path)).input:
     # The sample's canvases are of no class.
     arg = f"classes=3,data={toy_classes.write(tmp_path / 'data')}"
+  if config_lib.load(str(path)).input.get("scores"):
+    arg = f"data={toy_ratings.write(tmp_path / 'data')}"
   argv = ["--config", f"{path}:runlocal,{arg}", "--workdir", str(tmp_path / "run")]
   assert train.main(argv) == 0
   lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -47,6 +47,20 @@ def test_cool_down_is_multiplied_onto_the_end():
   close(cooled[75:], whole[75:] * (100 - np.arange(75, 100)) / 25)
 
 
+def test_a_rate_may_stand_still_for_an_epoch():
+  """UniQA's: stepped once an epoch, 2e-4 over 20 epochs, 1.910e-5 in the one after 16."""
+  examples = 8058  # KonIQ's training part: its epochs end within a batch of 8.
+  schedule = config.build(config.Schedule, {"type": "cosine", "every_epochs": 1}, "c")
+  factor = schedules.make(schedule, total_steps=round(20 * examples / 8), batch_size=8,
+                          epoch_examples=examples)
+  for step in (0, 1007, 1008, 16116, 16117, 17123, 17124, 20144):
+    epoch = step * 8 // examples
+    want = 1e-4 * (1 + math.cos(math.pi * epoch / 20))
+    # The run has 20,145 steps, its 20 epochs 20,145.0: no further error than float32's.
+    assert 2e-4 * float(factor(step)) == pytest.approx(want, rel=1e-5), step
+  assert f"{2e-4 * float(factor(16117)):.3e}" == "1.910e-05"
+
+
 @pytest.mark.parametrize("settings,message", [
     ({"warmup_steps": 80, "cooldown_steps": 21}, "do not fit into a run of 100 steps"),
     ({"type": "cosine", "timescale_steps": 5}, "timescale is of rsqrt"),
