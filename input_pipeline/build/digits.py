@@ -1,9 +1,11 @@
 """How does a machine without any data set get small real images with classes?
 
-`--from digits` writes scikit-learn's handwritten digits, at any size and place, over crops of
+`--from digits` writes scikit-learn's handwritten digits, large and near the middle, over crops of
 photographs that scikit-image and scikit-learn ship: 96 x 96 pixels, the class is the digit. It is
-for trying out methods that need object-like things on a background at STL-10's size. Nothing is
-downloaded, and everything is drawn from a seed.
+for trying out methods that need things on a background as STL-10 has them: of STL-10's size, with
+the gaze on the thing, not legible by their raw colours. Ridge regression on a half-size picture's
+pixels reads a quarter, on histograms of gradients four fifths. Nothing is downloaded, and
+everything is drawn from a seed.
 
 Training and validation share neither digit instances nor photographs.
 """
@@ -20,12 +22,13 @@ from input_pipeline.build import sample_glyphs, sample_items, sample_photos, wri
 from input_pipeline.records import Sample
 
 # Raise this whenever the pictures change, so that no directory mixes two kinds.
-VERSION = 1
+VERSION = 2
 SIDE = 96
 TRAIN, VAL = 6000, 1500
 VAL_PHOTOS = 4
-# Height of a digit in pixels, and the side of the part of a photograph behind it.
-HEIGHT = (28, 72)
+# Height of a digit in pixels, how far from the middle it may be along each axis, and the side of
+# the part of a photograph behind it.
+HEIGHT, SHIFT = (56, 84), 8
 _CROP = (96, 384)
 _SPLITS = ("train", "val")
 _SHARD_SIZE = 1024
@@ -91,7 +94,8 @@ def draw(
   mask = sample_glyphs.digit_mask(digit, height, rng.uniform(0.4, 0.6), rng.uniform(0.8, 1.25))
   if mask.width > SIDE:
     mask = mask.resize((SIDE, mask.height), Image.Resampling.BICUBIC)
-  x, y = (int(rng.integers(SIDE - n + 1)) for n in mask.size)
+  x, y = (int(np.clip((SIDE - n) // 2 + rng.integers(-SHIFT, SHIFT + 1), 0, SIDE - n))
+          for n in mask.size)
   box = (x, y, x + mask.width, y + mask.height)
   image.paste(_ink(rng, image.crop(box)), box, mask)
   return image, box

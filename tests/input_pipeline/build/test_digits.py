@@ -49,11 +49,13 @@ def test_every_class_is_shown_and_named_as_its_digit_is(splits):
   assert {s.label for s in splits["train"]} == set(sample_glyphs.DIGIT_NAMES)
 
 
-def test_digits_have_all_sizes_and_places_and_stand_out_from_what_is_behind(splits):
+def test_digits_are_large_and_near_the_middle_and_stand_out_from_what_is_behind(splits):
   boxes = np.concatenate([s.boxes for s in splits["train"]])
   heights = boxes[:, 3] - boxes[:, 1]
-  assert heights.min() < 35 and heights.max() > 65 and boxes.min() >= 0 and boxes.max() <= 96
-  assert np.ptp(boxes[:, 0]) > 50 and np.ptp(boxes[:, 1]) > 40
+  assert 56 <= heights.min() < 62 and 78 < heights.max() <= 84
+  assert boxes.min() >= 0 and boxes.max() <= 96
+  middle = (boxes[:, :2] + boxes[:, 2:]) / 2 - 48
+  assert 6 < np.abs(middle).max() < 9 and np.abs(middle.mean(0)).max() < 3
   for sample in splits["train"]:
     pixels = np.asarray(Image.open(io.BytesIO(sample.image)), np.float64)
     assert pixels.shape == (96, 96, 3)
