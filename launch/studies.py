@@ -58,7 +58,7 @@ _LATENTS = {"type": "latents", "input": {"split": "val"}, "batch_size": 64, "sel
 _FOCUSMIM = "mim/focusmim.py:data={data},small"
 
 FOCUSMIM = Study(
-    about="masks like gaze (FocusMIM) on digits over photographs: a linear probe; 25 minutes",
+    about="masks like gaze (FocusMIM) on digits over photographs: a linear probe; half an hour",
     data="digits", steps=300,
     overrides=(f"evals={ {'probe': _PROBE, 'latents': _LATENTS} }", "input.image_size=48",
                "model.image.image_size=48"),
@@ -142,7 +142,7 @@ _AGAIN = "img/(?!later_looks).*', 'txt/.*', 'prompt_proj/.*', 't', 'b"
 
 POLICY = Study(
     about="a policy of later looks, added to runs/demo and trained alone: equal tokens with and "
-    "without it; 15 minutes",
+    "without it; ten minutes",
     data="sample", steps=200,
     overrides=("model.image.look_policy=True", "init.path=runs/demo",
                "init.allow_missing=('img/later_looks/.*',)", f"optim.freeze=('{_AGAIN}')",

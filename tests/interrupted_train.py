@@ -2,6 +2,7 @@
 
 Moments, `NAME:N` being the N-th time that it comes, `NAME:N@P` that of process P only:
   batch      the loop has a batch and has not used it yet
+  settled    as batch, but not before the checkpoints that have begun are complete
   line       a line of metrics is about to be written
   save       a checkpoint has begun: its temporary folder is made
   commit     a complete checkpoint is about to get its final name
@@ -37,7 +38,7 @@ def interrupt_at(moment: str, workdir: str) -> None:
   """Arranges for the interruption."""
   moment, _, process = moment.partition("@")
   name, _, nth = moment.partition(":")
-  left, began = [int(nth or 1)], []
+  left, began, saves = [int(nth or 1)], [], []
   if process and process != os.environ.get("JAX_PROCESS_ID"):
     return
 
@@ -45,6 +46,10 @@ def interrupt_at(moment: str, workdir: str) -> None:
     if now == name:
       left[0] -= 1
       if left[0] == 0:
+        if name == "settled":
+          # Saving goes on in the background, here and in the other processes of the run.
+          while not all(os.path.isdir(path) for path in saves):
+            time.sleep(0.01)
         if name == "hang":
           time.sleep(1e6)
         if name == "fail":
@@ -63,21 +68,27 @@ def interrupt_at(moment: str, workdir: str) -> None:
       maybe("takeback")
   sys.addaudithook(watch)
 
-  from big_vision_ext.core import metrics, step
+  from big_vision_ext.core import checkpoint, metrics, step
   check_batch, write = step.check_batch, metrics.JsonLines.write_scalars
+  save = checkpoint.Checkpoints.save
 
   def checked(*args):
     if name == "time" and not began:
       threading.Timer(left[0] / 1000, os.kill, [os.getpid(), signal.SIGKILL]).start()
     began.append(True)
     maybe("batch")
-    for now in ("term", "hang", "fail"):
+    for now in ("settled", "term", "hang", "fail"):
       maybe(now)
     return check_batch(*args)
 
   def written(*args):
     maybe("line")
     return write(*args)
+
+  def saved(self, number, *args):
+    saves.append(f"{workdir}/checkpoints/{number}")
+    return save(self, number, *args)
+  checkpoint.Checkpoints.save = saved
   step.check_batch, metrics.JsonLines.write_scalars = checked, written
 
 

@@ -39,9 +39,9 @@ def follow(params: dict[str, Any], step: jax.Array, momentum: float, steps: int)
   """
   if NAME not in params:
     return params
-  keep = jnp.float32(momentum)
+  keep = momentum
   if steps:
-    keep = keep + (1.0 - momentum) * jnp.minimum(step / steps, 1.0)
-  move = lambda t, e: t + (1.0 - keep).astype(t.dtype) * (e.astype(t.dtype) - t)
+    keep = momentum + (1.0 - momentum) * jnp.minimum(step / jnp.float32(steps), 1.0)
+  move = lambda t, e: (keep * t + (1.0 - keep) * e.astype(t.dtype)).astype(t.dtype)
   own = {name: params[name] for name in params[NAME]}
   return {**params, NAME: jax.tree.map(move, params[NAME], own)}

@@ -95,7 +95,7 @@ def whole(data, tmp_path_factory):
 def killed(data, tmp_path_factory):
   """A run whose second process was killed before step 8; its last checkpoint is of step 4."""
   out = tmp_path_factory.mktemp("killed")
-  process = train(2, 2, "batch:8@1", data, out / "run", record=out / "record")
+  process = train(2, 2, "settled:8@1", data, out / "run", record=out / "record")
   assert process.returncode == exit_codes.KILLED, process.stderr
   process.out = out
   return process
