@@ -237,7 +237,8 @@ class ExampleMaker:
   def _draw_caption(self, sample, region: int | None, rng, where: str) -> str:
     """A random part of a caption; raises CaptionError where nothing is left of it."""
     caption = self._whole_caption(sample, rng, where) if region is None else sample.texts[region]
-    caption = transforms.clean_caption(caption)
+    if self._config.clean_captions:
+      caption = transforms.clean_caption(caption)
     if self._config.sentence_sampling:
       caption = transforms.sample_sentences(caption, rng)
     caption = self._canonical(caption)
@@ -379,8 +380,9 @@ class ExampleMaker:
 
 
 def eval_caption(config: InputConfig, caption: str) -> str:
-  """Returns a whole caption as evaluation reads it: cleaned, and canonical if so configured."""
-  caption = transforms.clean_caption(caption)
+  """Returns a whole caption as evaluation reads it: cleaned and canonical if so configured."""
+  if config.clean_captions:
+    caption = transforms.clean_caption(caption)
   return text.canonicalize(caption) if config.canonicalize else caption.strip()
 
 

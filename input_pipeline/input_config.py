@@ -29,6 +29,8 @@ class InputConfig:
     tokenizer: "bytes", "sentencepiece:PATH" or "tokenizers:PATH".
     text_len: ids per caption.
     canonicalize: bring captions into PS3's canonical form first (see text.py).
+    clean_captions: drop what captioning models say about their own input; see
+      `transforms.clean_caption`.
     global_share: how often an image with a global caption is trained on as a whole.
     sentence_sampling: train on a random run of the caption's sentences.
     crop_scale, crop_ratio: of the random resized crop: share of the area, width / height.
@@ -89,6 +91,7 @@ class InputConfig:
   tokenizer: str = "bytes"
   text_len: int = 64
   canonicalize: bool = True
+  clean_captions: bool = True
   global_share: float = 0.25
   sentence_sampling: bool = True
   crop_scale: Sequence[float] = (0.9, 1.0)
@@ -152,8 +155,8 @@ class InputConfig:
           f"input.{name} is {pair!r}, expected two numbers (least, greatest) above 0"
           + ("." if high == math.inf else f" and up to {high:g}.")
         )
-    switches = ("canonicalize", "sentence_sampling", "captions", "flip", "crop_clamp", "scores",
-                "one_caption")
+    switches = ("canonicalize", "clean_captions", "sentence_sampling", "captions", "flip",
+                "crop_clamp", "scores", "one_caption")
     for name in switches:
       if not isinstance(getattr(self, name), bool):
         raise InputError(f"input.{name} is {getattr(self, name)!r}, expected True or False.")

@@ -16,7 +16,8 @@ of github.com/openai/CLIP. `variant` is B/32, B/16, L/14 or L/14@336, of which `
 Source: "UniQA: Unified Vision-Language Pre-training for Image Quality and Aesthetic Assessment"
 (arXiv 2406.01069) and its code: the symmetric softmax loss over the global batch, learning rate
 5e-6 without warm-up or schedule, b2 0.98, eps 1e-6, 5 epochs, no augmentation: the middle square
-of each image, at 224 px. The code's batch size is a placeholder; 960 is ours.
+of each image, at 224 px, with one of its captions an epoch. The code's batch size is a
+placeholder; 960 is ours.
 
 `recipe=code` is literally what the public code does: Adam with 0.2 of L2 in the gradient of all
 parameters, the temperature among them, which is not limited, and a caption that occurs twice in a
@@ -57,8 +58,9 @@ def get_config(arg=None):
   # The largest square in the middle, resized as CLIP's images are.
   c.input = dict(
       data=a.data, image_size=px, tokenizer=a.tokenizer or "clip:data/clip_vit_b16", text_len=77,
-      canonicalize=False, global_share=1.0, sentence_sampling=False, crop_scale=(1.0, 1.0),
-      crop_ratio=(1.0, 1.0), resize="bicubic", threads=16, prefetch=2)
+      canonicalize=False, clean_captions=False, one_caption=True, global_share=1.0,
+      sentence_sampling=False, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), resize="bicubic",
+      threads=16, prefetch=2)
   tower = dict(scan=True, remat_policy="nothing_saveable", dtype="bfloat16")
   c.model = dict(variant=a.variant, image=dict(tower), text=dict(tower), max_temperature=100.0,
                  contrast=dict(form="softmax", duplicates="ignore"))

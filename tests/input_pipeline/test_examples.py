@@ -191,6 +191,17 @@ def test_one_caption_an_image_draws_what_it_always_drew(make_sample):
   np.testing.assert_array_equal(batch["box"], want)
 
 
+@pytest.mark.parametrize("clean,want", [
+  (True, "A blurred sign."), (False, "The image is a close-up of A blurred sign. No text is visible.")])
+def test_what_a_captioner_says_of_its_own_input_is_kept_where_it_shall_be(make_sample, clean, want):
+  said = "The image is a close-up of A blurred sign. No text is visible."
+  config = InputConfig("unused", image_size=16, text_len=70, clean_captions=clean,
+                       canonicalize=False, sentence_sampling=False, global_share=1.0)
+  assert examples.eval_caption(config, said).strip() == want
+  ids = _train_row(config, dataclasses.replace(make_sample(0), global_text=said), 0)["text"][0]
+  assert bytes(ids[ids > 2].astype(np.uint8) - 3).decode().strip() == want
+
+
 def test_several_captions_and_tiles_around_one_region_exclude_each_other():
   with pytest.raises(InputError, match="captions_per_image is 2 with input.tiles=4"):
     InputConfig("unused", image_size=1400, view_size=700, tiles=4, captions_per_image=2)
