@@ -191,10 +191,10 @@ def test_one_caption_an_image_draws_what_it_always_drew(make_sample):
   np.testing.assert_array_equal(batch["box"], want)
 
 
-@pytest.mark.parametrize("clean,want", [
-  (True, "A blurred sign."), (False, "The image is a close-up of A blurred sign. No text is visible.")])
-def test_what_a_captioner_says_of_its_own_input_is_kept_where_it_shall_be(make_sample, clean, want):
+@pytest.mark.parametrize("clean", [True, False])
+def test_what_a_captioner_says_of_its_own_input_is_kept_where_it_shall_be(make_sample, clean):
   said = "The image is a close-up of A blurred sign. No text is visible."
+  want = "A blurred sign." if clean else said
   config = InputConfig("unused", image_size=16, text_len=70, clean_captions=clean,
                        canonicalize=False, sentence_sampling=False, global_share=1.0)
   assert examples.eval_caption(config, said).strip() == want
