@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from big_vision_ext.models import blocks, resample
+from big_vision_ext.models import activations, blocks, resample
 
 _CHANNELS = 3
 
@@ -61,7 +61,7 @@ class DetailPredictor(nn.Module):
     x = blocks.Projection((self.hidden,), ("embed", "mlp"), **types, name="fc1")(x)
     x = blocks.Projection(
       (self.detail,), ("mlp", "embed"), kernel_init=lambda **_: nn.initializers.zeros_init(),
-      **types, name="fc2")(blocks.gelu(x))
+      **types, name="fc2")(activations.gelu(x))
     return x.astype(jnp.float32)
 
 
