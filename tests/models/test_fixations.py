@@ -37,11 +37,6 @@ def looks_at(gaze, windows=WINDOWS):
   return jax.device_get([look_at(gaze[:, t], GRIDS, windows) for t in range(gaze.shape[1])])
 
 
-def fast(f):
-  """Compiled quickly, to run once."""
-  return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @functools.cache
 def made(**kw):
   """A jitted model of looks and their successors, and random parameters."""
@@ -56,7 +51,7 @@ def made(**kw):
   shapes = jax.eval_shape(
     lambda k: model.init(k, images(), looks, gaze, looks[1:], [gaze[:, 1:2], gaze[:, 2:]]),
     jax.random.key(0))
-  return model, tiny_vit.randomize(shapes["params"]), fast(run)
+  return model, tiny_vit.randomize(shapes["params"]), jax.jit(run)
 
 
 def of_mae(params):
@@ -101,8 +96,8 @@ def rest_loss(model, looks, image, gaze):
 
 def compare(mine, theirs, params, same_targets=True):
   """Loss, predictions and gradients, those of tables aside, which are no parameters here."""
-  (want, want_pred), want_grad = fast(jax.value_and_grad(theirs, has_aux=True))(params)
-  (got, got_pred), got_grad = fast(jax.value_and_grad(mine, has_aux=True))(of_mae(params))
+  (want, want_pred), want_grad = jax.jit(jax.value_and_grad(theirs, has_aux=True))(params)
+  (got, got_pred), got_grad = jax.jit(jax.value_and_grad(mine, has_aux=True))(of_mae(params))
   tiny_vit.assert_close(got, want)
   if same_targets:
     tiny_vit.assert_close(got_pred, want_pred)
@@ -151,14 +146,14 @@ def test_coarse_grid_first_and_fine_tokens_then_is_the_order_of_ps3():
   preds, out = run(params, image, gaze, looks)
   assert preds[0].shape == (2, 9, 48) and out["seen"][0][0].shape == (2, 24, 24)
   tokens = out["tokens"]
-  encode = fast(lambda x, kv=None: model.apply({"params": params}, x, kv, method="encode"))
+  encode = jax.jit(lambda x, kv=None: model.apply({"params": params}, x, kv, method="encode"))
   low, kept = encode(tokens[:, :25])
   high, _ = encode(tokens[:, 25:], kept["kv"])
   tiny_vit.assert_close(out["seen"][0][0], low[:, 1:])
   tiny_vit.assert_close(out["seen"][1][1], high[:, 1:])
   tiny_vit.assert_close(out["state"], np.stack([low[:, 0], high[:, 0]], axis=1))
   # What is predicted of the fine tokens is made of the coarse ones alone.
-  alone = fast(lambda p: model.apply(
+  alone = jax.jit(lambda p: model.apply(
     {"params": p}, image, looks[:1], gaze[:, :1], looks[1:], [None])[0])(params)
   tiny_vit.assert_close(preds[0], alone[0])
 
@@ -254,7 +249,7 @@ def test_where_the_gaze_went_is_told_by_the_efference_copy_and_by_nothing_else()
   pred = {}
   for efference in (True, False):
     model, params, _ = made(frame="retinal", efference=efference)
-    ask = fast(lambda step, at, model=model, params=params: model.apply(
+    ask = jax.jit(lambda step, at, model=model, params=params: model.apply(
       {"params": params}, image, looks[:1], gaze[:, :1], [step], [at])[0][0])
     pred[efference] = ask(looks[1], aim), ask(there, other)
   # Without it the two are told apart by nothing.
@@ -289,7 +284,7 @@ def test_how_it_is_computed_does_not_change_what(change):
   def value(kw, adapt):
     _, params, run = made(frame="retinal", **kw)
     loss = lambda p: sum(jnp.sum(x**2) for x in run.__wrapped__(p, image, gaze, looks)[0])
-    return fast(jax.value_and_grad(loss))(adapt(params))
+    return jax.jit(jax.value_and_grad(loss))(adapt(params))
 
   own = made(frame="retinal")[1]
   adapt = layouts.loop_to_scan if "scan" in change else lambda p: p
@@ -318,7 +313,7 @@ def test_surprise_is_foretold_from_the_latest_look_at_the_whole_coarsest_grid():
   np.testing.assert_allclose(out["surprise"][:, 2, 0].reshape(2, 24), x[..., 0], atol=1e-5)
   # It learns nothing into the encoder.
   foretell = lambda p: jnp.sum(run.__wrapped__(p, image, gaze, looks)[1]["surprise"])
-  grads = fast(jax.grad(foretell))(params)
+  grads = jax.jit(jax.grad(foretell))(params)
   assert not np.any(grads["embedding"]["kernel"])
   assert np.any(grads["surprise_head"]["fc1"]["kernel"])
   with pytest.raises(ValueError, match="4 x 6 tokens"):

@@ -55,17 +55,13 @@ def make(seed=0, hw=(64, 64), b=2, **kw):
   return model, randomize(shapes, seed), image, prompt
 
 
-# One program per model, method and shapes, shared between tests, and compiled without effort for
-# its speed: compiling is what takes time here.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
-
-
+# One program per model, method and shapes, shared between tests: compiling is what takes time here.
 @functools.lru_cache
 def program(model, method, static):
   def f(params, args, kwargs):
     return model.apply({"params": params}, *args, **kwargs, method=method, **dict(static))
 
-  return jax.jit(f, compiler_options=FAST_COMPILE)
+  return jax.jit(f)
 
 
 def run(model, params, method, *args, **kwargs):
@@ -295,7 +291,7 @@ def test_gradients_reach_what_the_release_trains_and_skip_dead_outputs():
     scores = jnp.sum(out["topdown"]["score"] ** 2) + jnp.sum(out["bottomup"]["score"] ** 2)
     return jnp.stack([jnp.sum(y**2), scores])
 
-  jacobian = jax.jit(jax.jacrev(sums, (0, 1)), compiler_options=FAST_COMPILE)(params, prompt)
+  jacobian = jax.jit(jax.jacrev(sums, (0, 1)))(params, prompt)
   (of_pool, pool_of_prompt), (of_score, score_of_prompt) = (
     jax.tree.map(lambda x, i=i: x[i], jacobian) for i in (0, 1)
   )
@@ -327,7 +323,7 @@ def test_keys_and_values_of_the_low_pass_are_not_detached():
     kv = jax.lax.stop_gradient(kv) if frozen else kv
     return jnp.sum(model.apply({"params": p}, image, kv, index, method="high")[0] ** 2)
 
-  grad = jax.jit(jax.grad(f), static_argnums=1, compiler_options=FAST_COMPILE)
+  grad = jax.jit(jax.grad(f), static_argnums=1)
   a, b = (grad(params, frozen)["pos_embedding"] for frozen in (False, True))
   assert np.abs(a - b).max() > 1e-3
 
@@ -342,7 +338,7 @@ def test_recomputing_in_the_backward_pass_changes_no_gradient():
       scores = jnp.sum(out["topdown"]["score"] ** 2) + jnp.sum(out["bottomup"]["score"] ** 2)
       return jnp.sum(y**2) + scores
 
-    return jax.jit(jax.grad(f, (0, 1)), compiler_options=FAST_COMPILE)(params, prompt)
+    return jax.jit(jax.grad(f, (0, 1)))(params, prompt)
 
   kept, again = gradients(model), gradients(model.clone(remat_policy="nothing_saveable"))
   tiny_vit.assert_close(again, kept)

@@ -7,7 +7,7 @@ import pytest
 
 from big_vision_ext.models import selection
 from tests.models import ps3_reference
-from tests.models.test_ps3 import FAST_COMPILE, close, encode, make, numpy_reference, run
+from tests.models.test_ps3 import close, encode, make, numpy_reference, run
 
 BOX = np.array([[5.3, 7.7, 21.2, 19.1], [0, 0, 60, 40]], np.float32)
 
@@ -72,7 +72,7 @@ def test_with_a_map_for_each_scale_every_output_of_the_scoring_layers_learns():
     _, out = model.apply({"params": p}, image, prompt, BOX)
     return jnp.sum(out["topdown"]["score"] ** 2)
 
-  grad = jax.jit(jax.grad(f), compiler_options=FAST_COMPILE)(params)
+  grad = jax.jit(jax.grad(f))(params)
   for kernel in (grad["selection_feature_proj"]["fc2"]["kernel"],
                  grad["prompt_proj_for_highres"]["kernel"]):
     assert np.all(np.abs(kernel).sum(axis=0) > 0)
@@ -142,7 +142,7 @@ def test_training_looks_freely_first_and_then_at_the_region_and_the_policy_learn
     later = sum(jnp.sum(x**2) for x in out["later"].values())
     return jnp.stack([jnp.sum(pooled**2), later]), out
 
-  jacobian, out = jax.jit(jax.jacrev(sums, has_aux=True), compiler_options=FAST_COMPILE)(params)
+  jacobian, out = jax.jit(jax.jacrev(sums, has_aux=True))(params)
   # The first half of the budget goes where the score says, region or not.
   free = encode(model.clone(look_policy=False), params, image, prompt, num_tokens=20,
                 num_looks=None)

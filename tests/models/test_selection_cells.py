@@ -10,8 +10,6 @@ from big_vision_ext.core import boxes
 from big_vision_ext.models import ps3, selection, selection_cells
 from tests.models import ps3_reference
 
-# Compiling is what takes time here.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 SCALES_4K, ZOOMS_4K = (378, 756, 1512, 3780), (2, 4, 10)
 MODEL = ps3.PS3Vision(
   width=8, depth=1, mlp_dim=8, num_heads=1, posemb_grid=(4, 4), patch_size=4, scales=(16, 32, 64),
@@ -55,7 +53,7 @@ def test_the_published_budget_buys_21_cells_and_begins_one_with_its_coarse_scale
   assert selection_cells.counts((2, 4), 2560) == (512, 2048)
 
 
-@functools.partial(jax.jit, static_argnums=1, compiler_options=FAST_COMPILE)
+@functools.partial(jax.jit, static_argnums=1)
 def rankings(maps, counts, forced, seen):
   return MODEL.rankings(maps, counts, forced=forced, seen=seen)
 

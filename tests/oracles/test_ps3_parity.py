@@ -194,11 +194,10 @@ def _params(oracle, layout, seed):
   return _tree(_under(oracle, f"{layout}/{seed}/weights/"), layout)
 
 
-# Compiling takes the time here, so programs are shared between seeds and not optimised.
+# Compiling takes the time here, so programs are shared between seeds.
 @functools.lru_cache
 def _jit(function, *static):
-  compiler = {"xla_backend_optimization_level": 0}
-  return jax.jit(functools.partial(function, *static), compiler_options=compiler)
+  return jax.jit(functools.partial(function, *static))
 
 
 def _encode(layout, static, params, image, arrays):

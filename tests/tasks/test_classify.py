@@ -28,7 +28,7 @@ def batch(n=16, seed=0):
 
 
 def loss_of(task):
-  return jax.jit(task.loss, static_argnums=3, compiler_options=FAST_COMPILE)
+  return jax.jit(task.loss, static_argnums=3)
 
 
 def drawn(task):
@@ -41,8 +41,6 @@ def log_p(logits):
   return top - np.log(np.exp(top).sum(1, keepdims=True))
 
 
-# For programs that run once: compiling is what takes time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 MIXED = dict(label_smoothing=0.1, mixup=0.8, cutmix=1.0, erasing=0.5)
 
 

@@ -37,12 +37,7 @@ def made(frame="scene", surprise_hidden=0, scales=IMAGE["scales"], **model):
   task = tasks.make("fixations", model)
   shapes = jax.eval_shape(lambda k: task.init(k, {"image": images()}), jax.random.key(0))
   params = tiny_vit.randomize(shapes)
-  return task, params, fast(lambda p, b, r: task.loss(p, b, r, True))
-
-
-def fast(f):
-  """Compiled quickly, to run once or twice."""
-  return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+  return task, params, jax.jit(lambda p, b, r: task.loss(p, b, r, True))
 
 
 def walk(task, params, image, rng=0, n=8):
@@ -52,7 +47,7 @@ def walk(task, params, image, rng=0, n=8):
     steps = task._steps(looks, gaze)
     return gaze, looks, steps._replace(after=()), task._truth(params, image, looks, gaze, steps)
 
-  gaze, looks, steps, truth = jax.device_get(fast(run)(params, image))
+  gaze, looks, steps, truth = jax.device_get(jax.jit(run)(params, image))
   return gaze, looks, steps._replace(after=tuple(range(1, len(looks)))), truth
 
 
@@ -63,7 +58,7 @@ def test_the_loss_is_the_formula():
   got, metrics = loss(params, {"image": image}, rng)
   gaze, looks, *_ = walk(task, params, image, 5)
   aims = [gaze[:, t:t + 1] for t in (1, 2)]
-  preds = fast(lambda p: task.vision.apply(
+  preds = jax.jit(lambda p: task.vision.apply(
     {"params": p}, image, looks, gaze, looks[1:], aims)[0])(params)
   total = count = 0.0
   by = {(t, s): [] for t in (1, 2) for s in (0, 1)}
@@ -115,7 +110,7 @@ def some_slow(fast):
 def test_every_parameter_learns_and_the_teacher_does_not(name):
   task, params, _ = made(**VARIANTS[name])
   batch = {"image": images()}
-  grads = fast(jax.grad(lambda p: task.loss(p, batch, jax.random.key(0), True)[0]))(params)
+  grads = jax.jit(jax.grad(lambda p: task.loss(p, batch, jax.random.key(0), True)[0]))(params)
   flat = trees.flatten(grads)
   assert all(np.all(np.isfinite(g)) for g in flat.values())
   idle = {k for k, g in flat.items() if not np.any(np.asarray(g))}
@@ -131,14 +126,14 @@ def test_loss_and_gradients_are_the_same_on_eight_devices(name):
   task, params, _ = made(**VARIANTS[name])
   value = jax.value_and_grad(lambda p, b: task.loss(p, b, jax.random.key(2), True), has_aux=True)
   batch = {"image": images()}
-  (want, metrics), want_grads = fast(value)(params, batch)
+  (want, metrics), want_grads = jax.jit(value)(params, batch)
   # Unequal weights: samples have different numbers of targets that count.
   if name != "rest":
     assert len(set(walk(task, params, batch["image"], 2)[2].weight.sum(axis=1))) > 1
   mesh = jax.make_mesh((4, 2, 1), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
   with sharding.use(mesh, sharding.DEFAULT_RULES):
     rows = sharding.batch_sharding(mesh, 8)
-    (got, others), grads = fast(value)(params, jax.device_put(batch, rows))
+    (got, others), grads = jax.jit(value)(params, jax.device_put(batch, rows))
   # float32 sums in another order.
   np.testing.assert_allclose(got, want, rtol=1e-5)
   for k, v in metrics.items():
@@ -152,7 +147,7 @@ def test_a_samples_scanpath_depends_on_its_key_and_picture_alone():
     extra = dict(saliency=jnp.ones((8, 3, 3))) if policy == "saliency" else {}
     task, params, _ = made(surprise_hidden=8, **SURPRISE)
     keys, image, order = masks.sample_keys(jax.random.key(0), 8), images(), np.arange(8)[::-1]
-    path = fast(lambda x, k, task=task, params=params, policy=policy, extra=extra: task.path(
+    path = jax.jit(lambda x, k, task=task, params=params, policy=policy, extra=extra: task.path(
       params, x, k, policy=policy, **extra)[0])
     gaze = path(image, keys)
     np.testing.assert_array_equal(np.asarray(gaze)[order], path(image[order], keys[order]))
@@ -169,9 +164,9 @@ def test_the_next_fixation_does_not_move_when_what_is_unseen_changes():
   task, params, _ = made(surprise_hidden=8, scales=(8, 32), looks=4, windows=(2, 2),
                          **SURPRISE)
   keys, image = masks.sample_keys(jax.random.key(0), 16), np.clip(images(16), 20, 235)
-  walk = fast(lambda x: task.path(params, x, keys))
+  walk = jax.jit(lambda x: task.path(params, x, keys))
   gaze, looks = jax.device_get(walk(image))
-  foretell = fast(lambda x: task.vision.apply({"params": params}, x, looks, gaze)[1]["surprise"])
+  foretell = jax.jit(lambda x: task.vision.apply({"params": params}, x, looks, gaze)[1]["surprise"])
   score = foretell(image)
   hidden = np.tile(np.array([0, 15, -15, 0]), 8)[:, None].astype(np.int16)
   for count in (1, 2, 3):
@@ -192,8 +187,8 @@ def test_the_next_fixation_does_not_move_when_what_is_unseen_changes():
 def test_the_surprise_policy_looks_where_errors_are_foretold_and_not_back():
   task, params, _ = made(surprise_hidden=8, policy="surprise", temperature=0.02, windows=(4, 4))
   keys, image = masks.sample_keys(jax.random.key(0), 64), images(64)
-  gaze, looks = fast(lambda p: task.path(p, image, keys))(params)
-  out = fast(lambda p: task.vision.apply({"params": p}, image, looks, gaze)[1])(params)
+  gaze, looks = jax.jit(lambda p: task.path(p, image, keys))(params)
+  out = jax.jit(lambda p: task.vision.apply({"params": p}, image, looks, gaze)[1])(params)
   cell = (np.asarray(gaze) * 4).astype(int) @ np.array([4, 1])
   top = np.asarray(out["surprise"][:, 0, 0]).reshape(64, 16)
   seen = np.zeros((64, 8, 8), bool).reshape(64, 64)
@@ -276,8 +271,8 @@ def test_the_teacher_follows_slowly_and_only_where_there_is_one():
 def test_what_was_seen_is_given_and_the_rest_is_predicted_in_pictures(model):
   task, params, _ = made(**model)
   batch = {"image": images(), "index": np.arange(8)}
-  out = jax.device_get(fast(task.reconstruct)(params, batch))
-  gaze, looks = fast(lambda b, task=task: task.path({}, b["image"], task._keys(b, 0)))(batch)
+  out = jax.device_get(jax.jit(task.reconstruct)(params, batch))
+  gaze, looks = jax.jit(lambda b, task=task: task.path({}, b["image"], task._keys(b, 0)))(batch)
   np.testing.assert_allclose(out["scanpath"], gaze)
   hidden = np.ones((8, 64))
   for look in looks:
@@ -292,7 +287,7 @@ def test_what_was_seen_is_given_and_the_rest_is_predicted_in_pictures(model):
   np.testing.assert_allclose(out["input"][pixels], np.asarray(half)[pixels], atol=1e-3)
   assert np.abs(out["prediction"] - batch["image"])[pixels].mean() > 5
   assert ("surprise" in out) == ("surprise_hidden" in model)
-  row = jax.device_get(fast(task.reconstruct)(params, {k: v[3:4] for k, v in batch.items()}))
+  row = jax.device_get(jax.jit(task.reconstruct)(params, {k: v[3:4] for k, v in batch.items()}))
   np.testing.assert_allclose(row["prediction"][0], out["prediction"][3], atol=2e-3)
   np.testing.assert_allclose(row["loss"][0], out["loss"][3], rtol=1e-4)
 
@@ -320,11 +315,11 @@ def test_more_looks_are_a_prefix_and_embeddings_do_not_depend_on_the_batch():
   task, params, _ = made(surprise_hidden=8, **SURPRISE)
   image = images()
   for looks in (2, None):
-    whole = fast(lambda p, b, n=looks: task.embed_image(p, b, looks=n))(params, {"image": image})
-    part = fast(lambda p, b, n=looks: task.embed_image(p, b, looks=n))(
+    whole = jax.jit(lambda p, b, n=looks: task.embed_image(p, b, looks=n))(params, {"image": image})
+    part = jax.jit(lambda p, b, n=looks: task.embed_image(p, b, looks=n))(
       params, {"image": image[2:4]})
     np.testing.assert_allclose(whole[2:4], part, atol=1e-5)
-  out = fast(task.measure_looks)(params, {"image": image})
+  out = jax.jit(task.measure_looks)(params, {"image": image})
   assert out["error"].shape == out["seen"].shape == (8, 3) and out["state"].shape == (8, 3, 24)
   seen = np.asarray(out["seen"])
   np.testing.assert_allclose(seen[:, 0], 9 / 64, rtol=1e-6)

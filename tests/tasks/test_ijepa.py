@@ -17,8 +17,6 @@ MODEL = dict(
   predictor=dict(width=16, depth=1, num_heads=2, mlp_dim=24),
   blocks=dict(num_context=16, num_blocks=4, block_size=11), momentum=0.9, momentum_steps=20)
 
-# For programs that run once: compiling is what takes time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +84,7 @@ def test_a_block_s_prediction_does_not_depend_on_the_other_blocks(case):
 def test_the_loss_is_smooth_l1_of_the_teacher_s_normed_tokens(case):
   task, params, batch = case
   key = jax.random.key(4)
-  loss = jax.jit(task.loss, static_argnums=3, compiler_options=FAST_COMPILE)
+  loss = jax.jit(task.loss, static_argnums=3)
   got, metrics = loss(params, batch, key, True)
   drawn = jax.device_get(task._blocks(key, 8))
   tokens = np.float64(task.vision.apply({"params": params["teacher"]}, batch["image"]))

@@ -18,11 +18,6 @@ from tests.tasks.test_tasks import PS3, _batch
 OPTIONS = dict(hidden=12, side=4, share=0.2)
 HEAD = ("img/prior_prompt", "img/selection_feature_proj/", "img/highres_selection/",
         "img/prompt_proj_for_highres/")
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
-
-
-def fast(f):
-  return jax.jit(f, compiler_options=FAST_COMPILE)
 
 
 def made(weight=3.0, **options):
@@ -43,13 +38,13 @@ def case():
   task = made()
   params = tiny_vit.randomize(jax.eval_shape(task.init, jax.random.key(0), batch()))
   value = jax.value_and_grad(lambda p, b: task.loss(p, b, None, True), has_aux=True)
-  return task, params, value, *jax.device_get(fast(value)(params, batch()))
+  return task, params, value, *jax.device_get(jax.jit(value)(params, batch()))
 
 
 def test_the_batch_has_no_boxes_and_where_it_has_they_do_not_matter(case):
   task, params, *_ = case
   assert set(task.batch_spec(8)) == {"image", "text"}
-  loss = fast(lambda p, b: task.loss(p, b, None, True))
+  loss = jax.jit(lambda p, b: task.loss(p, b, None, True))
   found = []
   for seed in (5, 6):
     regions = {k: v for k, v in _batch(128, seed=seed).items() if k in ("box", "is_global")}
@@ -63,7 +58,7 @@ def test_the_score_learns_from_surprise_alone_and_all_else_but_top_down_from_the
   task, params, _, (total, metrics), grads = case
   plain = made(weight=0.0)
   grad = jax.value_and_grad(lambda p: plain.loss(p, batch(), None, True)[0])
-  without, plain_grads = jax.device_get(fast(grad)(params))
+  without, plain_grads = jax.device_get(jax.jit(grad)(params))
   with_it, plain_grads = trees.flatten(grads), trees.flatten(plain_grads)
   used = {n for n, g in with_it.items() if np.any(g)}
   assert {n for n in with_it if n not in used} == {
@@ -87,7 +82,7 @@ def test_loss_and_gradients_are_the_same_on_eight_devices(case):
   mesh = jax.make_mesh((4, 2, 1), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
   with sharding.use(mesh, sharding.DEFAULT_RULES):
     rows = jax.device_put(batch(), sharding.batch_sharding(mesh, 8))
-    (got, others), other = jax.device_get(fast(value)(params, rows))
+    (got, others), other = jax.device_get(jax.jit(value)(params, rows))
   # Float32 sums in another order.
   np.testing.assert_allclose(got, want, rtol=1e-5)
   for name, v in metrics.items():
@@ -98,7 +93,7 @@ def test_loss_and_gradients_are_the_same_on_eight_devices(case):
 
 def test_surprise_is_that_of_the_image_alone_whatever_batch_it_is_in(case):
   task, params, *_ = case
-  found = fast(task.surprise)
+  found = jax.jit(task.surprise)
   whole = found(params, batch())
   assert whole.shape == (8, 4, 4)
   part = found(params, {k: v[2:4] for k, v in batch().items()})
@@ -195,10 +190,10 @@ def test_selection_by_surprise_is_measured_where_there_is_any(case):
   task, params, *_ = case
   size, grids = (128, 128), task.vision.grids((128, 128))
   data = {**_batch(128), **batch()}
-  found = fast(lambda p, b: selection_quality._found(
+  found = jax.jit(lambda p, b: selection_quality._found(
     task, size, [(4, 16)], ("surprise",), p, b))(params, data)
   # The tokens of the best cell, by hand: 4 and 16 of the two scales, 20 in all.
-  best = np.argmax(np.asarray(fast(task.surprise)(params, data)).reshape(8, 16), axis=1)
+  best = np.argmax(np.asarray(jax.jit(task.surprise)(params, data)).reshape(8, 16), axis=1)
   per_cell = [np.asarray(boxes.hit_map(data["box"], size, g)).reshape(8, 4, g[0] // 4, 4, g[0] // 4)
               for g in grids]
   hits = sum(h.sum(axis=(2, 4)).reshape(8, 16) for h in per_cell)

@@ -10,8 +10,6 @@ from big_vision_ext.core import sharding, trees
 from input_pipeline import tiles
 from tests.models import tiny_vit
 
-# For programs that run once: compiling is what takes time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 TOWER = dict(width=16, depth=2, mlp_dim=32, num_heads=2)
 TEXT = dict(**TOWER, vocab_size=40, text_len=8, act="gelu")
 PS3 = dict(
@@ -212,8 +210,7 @@ def test_with_the_regions_tiles_the_loss_is_that_of_the_whole_image(ps3):
   assert {k: (tiled[k].shape, tiled[k].dtype) for k in spec} == {
     k: (s.shape, s.dtype) for k, s in spec.items()}
   value, whole = (jax.jit(
-    jax.value_and_grad(lambda p, b, t=t: t.loss(p, b, None, True)[0]),
-    compiler_options=FAST_COMPILE) for t in (tiled_task, task))
+    jax.value_and_grad(lambda p, b, t=t: t.loss(p, b, None, True)[0])) for t in (tiled_task, task))
   got, grads = value(params, tiled)
   want, want_grads = whole(params, batch)
   # The same numbers in a program that is compiled anew.
@@ -237,7 +234,7 @@ def test_with_tiles_nothing_outside_of_them_is_selected(ps3):
   look = lambda p: task.vision.apply(
     {"params": p["img"]}, image, prompt=np.ones((16, 16), np.float32), box=batch["box"],
     tiles=(tiled["tiles"], tiled["tile_at"]))
-  _, out = jax.jit(look, compiler_options=FAST_COMPILE)(params)
+  _, out = jax.jit(look)(params)
   at = np.asarray(out["index"][-1])
   cell = at // 16 // 4 * 4 + at % 16 // 4
   assert at.shape == (16, 16)
@@ -283,7 +280,7 @@ def test_captions_that_share_an_image_train_as_if_each_had_its_own(name, side, m
 
   def value_and_grad(task, batch):
     f = jax.value_and_grad(lambda p: task.loss(p, batch, None, True)[0])
-    return jax.jit(f, compiler_options=FAST_COMPILE)(params)
+    return jax.jit(f)(params)
 
   (want, want_grad), (got, got_grad) = (
     value_and_grad(*x) for x in ((apart, one_each), (shared, together)))
