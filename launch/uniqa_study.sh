@@ -12,7 +12,7 @@ setup_env
 cd "$ROOT"
 
 STEPS=${STEPS:-600}
-CROPS=${CROPS:-8}
+CROPS=${CROPS:-4}
 LABELS=${LABELS:-50 200}
 OUT=${OUT:-runs/uniqa_study}
 DATA=${DATA:-data/distorted}

@@ -36,9 +36,9 @@ def get_config(arg=None):
 
   c.input = dict(
       data=a.data, split="all", part=f"reference_{a.split}/train", image_size=_PX,
-      tokenizer="bytes", text_len=112, clean_captions=False, global_share=1.0,
-      sentence_sampling=False, crop_scale=(_SHARE, _SHARE), crop_ratio=(1.0, 1.0), flip=True,
-      cache_mb=100)
+      tokenizer="bytes", text_len=112, clean_captions=False, one_caption=True,
+      global_share=1.0, sentence_sampling=False, crop_scale=(_SHARE, _SHARE),
+      crop_ratio=(1.0, 1.0), flip=True, cache_mb=100)
   c.model = dict(
       image=dict(width=96, depth=3, mlp_dim=256, num_heads=3, patch_size=8, image_size=_PX,
                  num_classes=64),

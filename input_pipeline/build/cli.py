@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--box-key", help="tfds: boxes, as objects/bbox")
   add("--box-text-key", help="tfds: captions or labels of the boxes, as objects/label")
   add("--seed", type=int, help="sample, digits, distorted: seed (default 0)")
-  add("--crops", type=int, help="distorted: squares of each photograph (default 3)")
+  add("--crops", type=int, help="distorted: squares of each photograph (default 12)")
   add("--side", type=int, help="distorted: side of a picture in pixels (default 96)")
   add("--train-images", type=int, help="sample, digits: number of training images")
   add("--val-images", type=int, help="sample, digits: number of validation images")

@@ -2,8 +2,9 @@
 
 `--from distorted` cuts squares out of photographs that scikit-image and scikit-learn ship and
 distorts each in five ways at five strengths: 96 x 96 pixels, with a score that falls by a fifth of
-the scale from each strength to the next, plus a little noise as opinions have. Captions say the
-level of the score and what can be measured (`captions.template`). The group is the photograph, so
+the scale from each strength to the next, plus a little noise as opinions have. One caption says the
+level of the score and what can be measured, another the level alone, as people do
+(`captions.template`). The group is the photograph, so
 that no split of groups has squares of one photograph on two sides. Nothing is downloaded, and
 everything is drawn from a seed.
 """
@@ -24,8 +25,8 @@ from input_pipeline.ratings import Rating
 from input_pipeline.records import Sample
 
 # Raise this whenever the pictures change, so that no directory mixes two kinds.
-VERSION = 1
-SIDE, CROPS = 96, 3
+VERSION = 2
+SIDE, CROPS = 96, 12
 MOS_RANGE = (1.0, 5.0)
 KINDS = ("blur", "noise", "jpeg", "exposure", "fade")
 STRENGTHS = 5
@@ -154,6 +155,7 @@ def _sample(seed: int, side: int, item: tuple[int, int, int, int]) -> Sample:
   Image.fromarray(pixels).save(data, "PNG")
   level = prompts.levels([score])[0]
   caption = template.TemplateCaptioner().describe([data.getvalue()], [f"iqa {level}"])[0]
+  short = template.text("iqa", level, None, int(rng.integers(3)))
   name = PHOTOS[photo].file.split(".")[0]
   return Sample(
     id=f"distorted-{seed}-{name}-{crop}-{KINDS[kind]}-{strength}",
@@ -163,8 +165,8 @@ def _sample(seed: int, side: int, item: tuple[int, int, int, int]) -> Sample:
     boxes=np.zeros((0, 4), np.float32),
     texts=[],
     global_text=caption,
-    captions=[caption],
-    caption_sources=["iqa"],
+    captions=[caption, short],
+    caption_sources=["iqa", "iqa"],
     source=f"{name}/{crop}/{KINDS[kind]}-{strength}.png",
     rating=Rating(
       score=score, mos=MOS_RANGE[0] + score * (MOS_RANGE[1] - MOS_RANGE[0]), group=name),

@@ -16,14 +16,14 @@ PROMPTS = {task: f"{task} {{level}}" for task in ("iqa", "iaa")}
 _VERSION = 1
 _FRAMES = {
   "iqa": (
-    "{level} image, {looks}",
-    "a picture of {level} quality, {looks}",
-    "an image of {level} quality that is {looks}",
+    ("{level} image", ", "),
+    ("a picture of {level} quality", ", "),
+    ("an image of {level} quality", " that is "),
   ),
   "iaa": (
-    "a picture of {level} aesthetics, {looks}",
-    "an image with {level} aesthetics that is {looks}",
-    "a photo that looks {level}, {looks}",
+    ("a picture of {level} aesthetics", ", "),
+    ("an image with {level} aesthetics", " that is "),
+    ("a photo that looks {level}", ", "),
   ),
 }
 # Words, and up to which value each holds. The thresholds are ours.
@@ -68,21 +68,23 @@ class TemplateCaptioner:
     return text(task, level, found, hashlib.sha256(data).digest()[0])
 
 
-def text(task: str, level: str, found: Measures, variant: int = 0) -> str:
+def text(task: str, level: str, found: Measures | None, variant: int = 0) -> str:
   """A description of a picture.
 
   Args:
     task: "iqa" or "iaa".
     level: one of `prompts.LEVELS`.
-    found: what was measured.
+    found: what was measured; None for a description by its level alone.
     variant: chooses the words around it.
   """
+  frame, then = _FRAMES[task][variant % len(_FRAMES[task])]
+  begin = frame.format(level=level)
+  if found is None:
+    return begin
   looks = [word(name, getattr(found, name)) for name in _LOOKS[task]]
   if task == "iqa" and found.blockiness > _BLOCKY:
     looks.append("with blocks of compression")
-  frames = _FRAMES[task]
-  listed = f"{', '.join(looks[:-1])} and {looks[-1]}"
-  return frames[variant % len(frames)].format(level=level, looks=listed)
+  return f"{begin}{then}{', '.join(looks[:-1])} and {looks[-1]}"
 
 
 def word(name: str, value: float) -> str:

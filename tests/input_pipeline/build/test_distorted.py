@@ -54,7 +54,9 @@ def test_scores_fall_by_a_fifth_with_each_strength_and_captions_say_so(samples):
     assert abs(scores.mean() - (0.9 - 0.2 * strength)) < 0.009 and 0.015 < scores.std() < 0.025
     level = prompts.LEVELS[4 - strength]
     assert all(level in s.global_text for s in some)
-    assert all(s.caption_sources == ["iqa"] for s in some)
+    assert all(s.caption_sources == ["iqa", "iqa"] for s in some)
+    assert {s.captions[1] for s in some} == {
+      f"{level} image", f"a picture of {level} quality", f"an image of {level} quality"}
   mos = np.array([s.rating.mos for s in samples])
   np.testing.assert_allclose(mos, [1 + 4 * s.rating.score for s in samples], atol=1e-12)
 
