@@ -99,7 +99,8 @@ _SELECTION = {"selection": {
     "selections": ("bottomup", "random")}}
 
 SURPRISE = Study(
-    about="PS3's bottom-up selection taught by surprise: the share of regions found; an hour",
+    about="PS3's bottom-up selection taught by surprise: the share of regions found; half an "
+    "hour with --steps 300 --seeds 0",
     data="sample", steps=600,
     # The share of the demo's warm-up, for any number of steps.
     overrides=("schedule={'type': 'cosine', 'warmup_percent': 4}",),
