@@ -81,7 +81,7 @@ FOCUSMIM = Study(
 _FIXATIONS = "mim/fixations.py:data={data},small"
 
 FIXATIONS = Study(
-    about="a learned surprise against uniform looks at as many tokens, on digits; 10 minutes",
+    about="a learned surprise against uniform looks at as many tokens, on digits; half an hour",
     data="digits", steps=400, overrides=(),
     columns={
         "linear probe, %": ("probe/top1", 100),
