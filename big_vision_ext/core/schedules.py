@@ -57,10 +57,13 @@ def make(schedule: Schedule, *, total_steps: int, batch_size: int,
     raise ConfigError(f"config.schedule: {warmup} steps of warm-up and {cooldown} of cool-down do "
                       f"not fit into a run of {total_steps} steps")
 
+  # As floats: where an epoch's length is only supposed, steps may be more than an int32 holds.
+  end, descent = float(total_steps), float(max(1, total_steps - warmup))
+
   def factor(step):
     t = jnp.asarray(step, jnp.float32)
     t = jnp.floor(t / every) * every if every else t
-    progress = jnp.clip((t - warmup) / max(1, total_steps - warmup), 0.0, 1.0)
+    progress = jnp.clip((t - warmup) / descent, 0.0, 1.0)
     if schedule.type == "cosine":
       value = schedule.end + (1 - schedule.end) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
     elif schedule.type == "linear":
@@ -72,7 +75,7 @@ def make(schedule: Schedule, *, total_steps: int, batch_size: int,
     if warmup:
       value *= jnp.minimum(1.0, (t + 1) / warmup)
     if cooldown:
-      value *= jnp.clip((total_steps - t) / cooldown, 0.0, 1.0)
+      value *= jnp.clip((end - t) / cooldown, 0.0, 1.0)
     return value
 
   return factor

@@ -47,6 +47,12 @@ def test_cool_down_is_multiplied_onto_the_end():
   close(cooled[75:], whole[75:] * (100 - np.arange(75, 100)) / 25)
 
 
+def test_a_run_may_have_more_steps_than_an_int32_holds():
+  schedule = config.build(config.Schedule, {"type": "linear", "cooldown_steps": 100}, "c")
+  factor = schedules.make(schedule, total_steps=2_500_000_000, batch_size=8)
+  assert float(factor(1_250_000_000)) == pytest.approx(0.5)
+
+
 def test_a_rate_may_stand_still_for_an_epoch():
   """UniQA's: stepped once an epoch, 2e-4 over 20 epochs, 1.910e-5 in the one after 16."""
   examples = 8058  # KonIQ's training part: its epochs end within a batch of 8.
