@@ -2,8 +2,8 @@
 # What is contrastive pretraining on captions of quality worth? Photographs distorted at graded
 # strengths, reference-disjoint: zero-shot, adapters from a few labels and a linear probe, with the
 # pretrained towers and with random ones, mean and deviation over seeds. `bash launch/uniqa_study.sh
-# 0 1 2` takes these seeds (the default), each with a split of its own. About 12 minutes on two slow
-# cores; interrupted anywhere, or run again, it goes on from what is there.
+# 0 1 2` takes these seeds (the default), each with a split of its own. About half an hour on two
+# slow cores; interrupted anywhere, or run again, it goes on from what is there.
 #
 # STEPS, CROPS, LABELS and OUT change its size: STEPS=20 CROPS=2 LABELS=25 is a smoke run.
 set -euo pipefail
