@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -332,9 +331,7 @@ class ExampleMaker:
     side, (w, h) = self._config.image_size, (sample.width, sample.height)
     region, least = (0, 0, w, h), (side, side)
     if share := self._config.eval_crop:
-      cut = share * min(w, h)
-      x, y = (w - cut) / 2, (h - cut) / 2
-      region, least = (x, y, x + cut, y + cut), tuple(math.ceil(side * s / cut) for s in (w, h))
+      region, least = transforms.middle_square(w, h, side, share)
     picture = pictures.of(sample, where, least)
     return picture.region(region, (side, side), self._config.resize)
 

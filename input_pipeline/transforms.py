@@ -5,6 +5,7 @@ captions, otherwise one random region; a contiguous run of the caption's sentenc
 resized crop of image and boxes together. All randomness comes from the generator that is passed in.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -73,6 +74,27 @@ def sample_sentences(text: str, rng: np.random.Generator) -> str:
   start = int(rng.integers(min(n - 1, 2) + 1))
   length = int(rng.integers(1, n - start + 1))
   return " ".join(sentences[start : start + length])
+
+
+def middle_square(
+  width: int, height: int, side: int, share: float
+) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
+  """The square in the middle that published models see: resized, then cut out of whole pixels.
+
+  The shorter side is resized to floor(side / share) pixels, the longer one in proportion, cut off
+  to a whole number, and the square begins at a whole pixel of the result: torchvision's `Resize`
+  and `CenterCrop`, with which CLIP (share 1) and timm's models see images.
+
+  Returns:
+    x0, y0, x1, y1 in pixels of the image, which become side x side; width and height to which that
+    resizes the whole.
+  """
+  short = math.floor(side / share + 1e-9)  # 224 / 0.875 is 256, whatever floats make of it.
+  least = min(width, height)
+  whole = tuple(short if s == least else int(short * s / least) for s in (width, height))
+  x, y = (int(round((s - side) / 2)) for s in whole)
+  across, down = width / whole[0], height / whole[1]
+  return (x * across, y * down, (x + side) * across, (y + side) * down), whole
 
 
 def random_crop(

@@ -111,16 +111,15 @@ def test_evaluation_can_take_the_square_in_the_middle(
     global_text="x")
   data = make_dataset({"val": [sample]})
   short = min(width, height)
-  sides = tuple(round(32 * s / short) for s in (width, height))
+  sides = tuple(32 if s == short else int(32 * s / short) for s in (width, height))
   whole = np.asarray(image.resize(sides, Image.Resampling.BICUBIC)).astype(int)
-  y, x = (whole.shape[0] - 24) // 2, (whole.shape[1] - 24) // 2
+  y, x = (round((s - 24) / 2) for s in whole.shape[:2])
   want = whole[y : y + 24, x : x + 24]
   settings = _config(data, captions=False, eval_crop=0.75)
   (batch,) = loader.eval_stream(settings, batch_size=1, items="labelled")
   got = batch["image"][0].astype(int)
-  # Sides are rounded to whole pixels there: a longer one of 45.7, and its odd half.
-  exact = width == height
-  assert np.abs(got - want).max() <= 1 if exact else np.abs(got - want).mean() < 6
+  # Pillow turns the order of its two passes, each of which rounds, where that saves work.
+  assert np.abs(got - want).max() <= 2 and np.abs(got - want).mean() < 0.3
   (squashed,) = loader.eval_stream(_config(data), batch_size=1, items="labelled")
   assert np.abs(squashed["image"][0].astype(int) - want).mean() > 12
 
