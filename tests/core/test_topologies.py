@@ -74,7 +74,9 @@ def test_two_processes_of_four_devices_come_to_the_same(tmp_path):
     port = free.getsockname()[1]
   root = pathlib.Path(__file__).resolve().parents[2]
   env = os.environ | {
-      "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+      "JAX_PLATFORMS": "cpu",
+      # As here, but for the number of devices: the later of two flags holds.
+      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
       "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
   command = [sys.executable, "tests/topologies.py", str(tmp_path / "out"),
              *(json.dumps([*case, mesh]) for case in cases)]
