@@ -119,7 +119,8 @@ def test_evaluation_can_take_the_square_in_the_middle(
   (batch,) = loader.eval_stream(settings, batch_size=1, items="labelled")
   got = batch["image"][0].astype(int)
   # Pillow turns the order of its two passes, each of which rounds, where that saves work.
-  assert np.abs(got - want).max() <= 2 and np.abs(got - want).mean() < 0.3
+  most = 1 if width == height else 2
+  assert np.abs(got - want).max() <= most and np.abs(got - want).mean() < 0.3
   (squashed,) = loader.eval_stream(_config(data), batch_size=1, items="labelled")
   assert np.abs(squashed["image"][0].astype(int) - want).mean() > 12
 
