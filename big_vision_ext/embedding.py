@@ -53,7 +53,11 @@ class Embedder(LoadedModel):
       raise ValueError(f"{self.source} holds weights of task {self.task_name!r}, which has no "
                        f"output 'image', only {', '.join(outputs)}")
     self.sizes = [(self.task.image_size,) * 2]
-    self.settings, self.shape = {"seed": seed}, {"aspect": "squash"}
+    if "reconstruct" in outputs:
+      self.preprocessing["eval_crop"] = 0.0  # Pictures show what is made of the whole.
+    share = self.preprocessing["eval_crop"]
+    self.settings = {"seed": seed}
+    self.shape = {"aspect": f"middle {share:g}" if share else "squash"}
     self._encode = jax.jit(functools.partial(_encode, self.task))
     self._reconstruct = None
     self.has_pictures = pictures and "reconstruct" in outputs

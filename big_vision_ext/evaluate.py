@@ -69,6 +69,8 @@ def load(source: str, step: int | None = None, config: str | None = None,
     own = {k: given[k] for k in ("image_size", "text_len", "canonicalize") if k in given}
     given, evals = given | other.input | own, other.evals
   task = tasks.make(loaded.task_name, loaded.model)
+  if "data" not in loaded.input and not hasattr(task, "text"):
+    given.setdefault("captions", False)  # It has no words for them.
   return Subject(task, loaded.params, given, evals, loaded.step, source)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from big_vision_ext import aspect, tasks, weights
 from big_vision_ext.core import config, programs, sharding, trees, typed
 from input_pipeline import images as pixel_ops
-from input_pipeline import loader
+from input_pipeline import loader, transforms
 
 Features = dict[str, np.ndarray]
 
@@ -59,6 +59,8 @@ class LoadedModel:
   def prepare(self, pixels: np.ndarray) -> np.ndarray:
     """The image at the size of `sizes` whose aspect ratio is nearest, uint8 (h, w, 3).
 
+    Where the weights are evaluated on the square in the middle, it is that square.
+
     Raises:
       ValueError: not an array of uint8 RGB pixels.
     """
@@ -68,9 +70,12 @@ class LoadedModel:
       raise ValueError(f"an image is {found}, expected a uint8 array (height, width, 3)")
     h, w = pixels.shape[:2]
     size = aspect.nearest((h, w), self.sizes)
-    if (h, w) == size:
+    region, share = (0, 0, w, h), self.preprocessing["eval_crop"]
+    if share and size[0] == size[1]:
+      region, _ = transforms.middle_square(w, h, size[0], share)
+    if region == (0, 0, w, h) and (h, w) == size:
       return pixels
-    return pixel_ops.resize_region(pixels, (0, 0, w, h), size, self.preprocessing["resize"])
+    return pixel_ops.resize_region(pixels, region, size, self.preprocessing["resize"])
 
   def run(self, jitted: Callable, batch: dict[str, np.ndarray], key: Any) -> dict[str, Any]:
     """`jitted(params, batch)` by the program kept under `key`, which is compiled if need be."""
@@ -92,9 +97,10 @@ class LoadedModel:
 
 def preprocessing(loaded: weights.Loaded, task: Any,
                   tokenizer: str | None = None) -> dict[str, Any]:
-  """How an image and a text become the model's input: resize, tokenizer, text_len, canonicalize.
+  """How image and text become the input: resize, eval_crop, tokenizer, text_len, canonicalize.
 
-  What the weights do not say is as in the published models, but for the tokenizer: None.
+  What the weights do not say is as in the published models, but for the tokenizer: None. CLIP sees
+  the middle square of an image (`eval_crop` 1), others the whole.
   """
   known = loaded.input
   if "data" in known:
@@ -107,6 +113,7 @@ def preprocessing(loaded: weights.Loaded, task: Any,
   text = getattr(task, "text", None)
   return {
       "resize": known.get("resize", "bicubic"),
+      "eval_crop": float(known.get("eval_crop") or loaded.task_name == "clip"),
       "tokenizer": spec,
       "text_len": int(known.get("text_len") or getattr(text, "text_len", 0)),
       "canonicalize": bool(known.get("canonicalize", True)),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from big_vision_ext import embedding, encode, features
+from big_vision_ext import embedding, encode, features, weights
+from input_pipeline import images
 from tests import tiny_run
 
 
@@ -19,6 +20,11 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def embedder(workdir):
   return embedding.Embedder(workdir, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+  return embedding.Embedder(tiny_run.save(tmp_path_factory.mktemp("clip"), name="clip"))
 
 
 @pytest.fixture
@@ -83,6 +89,31 @@ def test_options_of_looks_are_refused(workdir, photos, tmp_path, capsys, option,
   command = ["--workdir", str(workdir), "--image", str(photos), "--out", str(tmp_path / "o")]
   assert encode.main([*command, *option]) == 2
   assert re.search(message, capsys.readouterr().err, re.DOTALL)
+
+
+@pytest.mark.parametrize("size", [(50, 90), (90, 50), (32, 32), (20, 31)], ids=str)
+def test_clip_sees_the_middle_square_as_torchvision_cuts_it(clip, size):
+  """Pillow resizes the whole, as torchvision does; regions differ by rounding alone."""
+  y, x = np.mgrid[:size[0], :size[1]]
+  pixels = np.stack([127 + 90 * np.sin(y / 5 + x / 7 + c) for c in range(3)], -1).astype(np.uint8)
+  short = min(size)
+  height, width = (32 if s == short else int(32 * s / short) for s in size)
+  top, left = (int(round((s - 32) / 2)) for s in (height, width))
+  whole = Image.fromarray(pixels).resize((width, height), Image.BICUBIC)
+  want = np.asarray(whole.crop((left, top, left + 32, top + 32)), int)
+  got = clip.prepare(pixels)
+  assert got.shape == (32, 32, 3) and got.dtype == np.uint8
+  np.testing.assert_allclose(got.astype(int), want, atol=2)
+  assert abs(got - want).mean() < 0.3
+
+
+def test_masked_models_see_the_whole_that_their_pictures_show(workdir, photos):
+  run = weights.load(workdir)
+  run.input["eval_crop"] = 0.875
+  wide = np.asarray(Image.open(photos / "a.png"))
+  np.testing.assert_array_equal(
+      embedding.Embedder(run).prepare(wide),
+      images.resize_region(wide, (0, 0, 70, 40), (32, 32), "bicubic"))
 
 
 def test_maps_of_tokens_are_refused_of_a_model_that_writes_none(tmp_path, photos, capsys):
