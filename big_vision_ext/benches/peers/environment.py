@@ -98,7 +98,8 @@ def environment(name: str, say: Callable[[str], None] = lambda text: None) -> pa
     shutil.rmtree(where, ignore_errors=True)
     say(f"making the peer's environment in {where} (once; about 1 GB, some minutes)")
     call([find_python(), "-m", "venv", where], "Making an environment", 300)
-    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    # Bytecode of what is imported is made then: of all that is installed it takes minutes.
+    pip = [python, "-m", "pip", "install", "-q", "--no-compile", "--disable-pip-version-check"]
     torch = [line for line in text.splitlines() if line.startswith("torch==")]
     if torch:
       say(f"installing {torch[0]}")
