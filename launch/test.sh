@@ -15,7 +15,11 @@ if [ "${1:-}" = "--all" ]; then
 fi
 # Files of tests side by side, as many as there are cores, up to four: each holds a few GB.
 workers=$(( $(nproc) < 4 ? $(nproc) : 4 ))
-# The same small programs are compiled by many tests, workers and child processes: compile each once.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$ROOT/.pytest_cache/jax}"
+# The same small programs are compiled by many tests, workers, child processes and checkouts: compile
+# each once, and forget after a month.
+cache="${BVE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/big_vision_ext}/jax"
+mkdir -p "$cache"
+find "$cache" -type f -mtime +30 -delete
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$cache}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.3}"
 exec "$PY" -m pytest -n "$workers" --dist loadfile ${select[@]+"${select[@]}"} "$@"

@@ -26,7 +26,7 @@ def add_arguments(parser, peer: str) -> None:
   add = parser.add_argument
   add("--peer", choices=[peer], help="compare with this; without it, only ours is measured")
   add("--peer-python", metavar="PATH", help="a Python that has the peer; without it an environment "
-      "is made in .oracles/, once")
+      "is made in ~/.cache/big_vision_ext, once")
   add("--dtypes", default="float32,bfloat16", help="of parameters and computation, on both sides")
   add("--threads", type=int, default=os.cpu_count(), help="the peer's; ours takes the cores there "
       "are. Default: all cores")

@@ -1,7 +1,7 @@
 """How do we talk to PyTorch? Through files and a process with an environment of its own.
 
 A peer is a script and a `requirements-NAME.txt` of exact versions. `run` makes its environment
-once, in `.oracles/` at the root of the repository, gives the script arrays and settings, and
+once, in the user's cache, where all checkouts find it; it gives the script arrays and settings, and
 returns the arrays it gives back (`exchange.py` is the script's side). Whatever fails raises
 `PeerError` with what the child said.
 """
@@ -21,13 +21,18 @@ from typing import Any
 import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
-CACHE = HERE.parents[2] / ".oracles"
 _VERSION = (3, 11)
 _STAMP = "installed.txt"
 
 
 class PeerError(ValueError):
   """A peer's environment cannot be made, or its script failed."""
+
+
+def cache() -> pathlib.Path:
+  """Where environments are kept: below $BVE_CACHE, or the user's cache."""
+  home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  return pathlib.Path(os.environ.get("BVE_CACHE") or pathlib.Path(home, "big_vision_ext")) / "peers"
 
 
 def run(
@@ -87,11 +92,12 @@ def environment(name: str, say: Callable[[str], None] = lambda text: None) -> pa
   if not requirements.exists():
     raise PeerError(f"There is no {requirements.name} in {HERE} for the oracle {name!r}.")
   text = requirements.read_text()
-  where = CACHE / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+  kept = cache()
+  where = kept / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
   python = where / "bin" / "python"
-  CACHE.mkdir(exist_ok=True)
+  kept.mkdir(parents=True, exist_ok=True)
   # Several processes may want it at once; one makes it, the others wait.
-  with open(CACHE / f"{name}.lock", "w") as lock:
+  with open(kept / f"{name}.lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     if (where / _STAMP).exists() and python.exists():
       return python
