@@ -9,6 +9,8 @@ from input_pipeline import ratings, records
 from input_pipeline.build import writer
 
 LEVELS = 5
+# As the prompts of UniQA have them.
+WORDS = ("bad", "poor", "fair", "good", "perfect")
 MOS = (1.0, 5.0)
 
 
@@ -23,18 +25,25 @@ def pixels(number: int, height: int = 36, width: int = 52) -> np.ndarray:
   return np.clip(127 + 60 * smooth + noise, 0, 255).astype(np.uint8)
 
 
-def sample(number: int, lower_better: bool = False, broken: bool = False) -> records.Sample:
-  """Picture `number`: five in a row are of one reference, from the best to the worst."""
+def sample(number: int, lower_better: bool = False, broken: bool = False,
+           described: bool = False) -> records.Sample:
+  """Picture `number`: five in a row are of one reference, from the best to the worst.
+
+  `described` ones have captions that say the level.
+  """
   reference, level = divmod(number, LEVELS)
   score = 1 - level / (LEVELS - 1)
   image = pixels(number)
   data = io.BytesIO()
   Image.fromarray(image).save(data, "PNG")
   share = 1 - score if lower_better else score
+  word = WORDS[LEVELS - 1 - level]
+  captions = dict(global_text=f"{word} image", captions=[f"{word} image", f"a {word} image"],
+                  caption_sources=["iqa", "iqa"]) if described else dict(global_text=None)
   return records.Sample(
       id=f"p{number:03d}.png", image=data.getvalue()[:200] if broken else data.getvalue(),
       width=image.shape[1], height=image.shape[0], boxes=np.zeros((0, 4), np.float32), texts=[],
-      global_text=None,
+      **captions,
       rating=ratings.Rating(score, MOS[0] + share * (MOS[1] - MOS[0]), f"ref{reference}"))
 
 
