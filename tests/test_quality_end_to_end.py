@@ -1,4 +1,4 @@
-"""From captions to ratings: a tiny CLIP learns what noise is called, rates, and an adapter helps."""
+"""From captions to ratings: a tiny CLIP learns what noise is called, and an adapter helps it."""
 
 import json
 import os
@@ -25,7 +25,8 @@ def pretrain(workdir, data, *more):
   return train.main([
       "--config", f"configs/uniqa/demo.py:data={data},split=1,steps={STEPS}",
       "--workdir", str(workdir), "--config.batch_size=32", "--config.lr=2e-3",
-      "--config.input.image_size=32", "--config.input.text_len=16", "--config.input.crop_scale=(1,1)",
+      "--config.input.image_size=32", "--config.input.text_len=16",
+      "--config.input.crop_scale=(1,1)",
       "--config.model.image={'width':32,'depth':2,'mlp_dim':64,'num_heads':2,'patch_size':8,"
       "'image_size':32,'num_classes':16}",
       "--config.model.text={'width':32,'depth':1,'mlp_dim':64,'num_heads':2,'vocab_size':259,"
@@ -44,7 +45,7 @@ def clip(data, tmp_path_factory):
 @pytest.mark.slow
 def test_words_rank_pictures_of_other_references_and_few_labels_rank_them_better(
     clip, data, tmp_path):
-  """SRCC above 0.5 by words alone (uniqa.md 14.14), better with an adapter from 50 labels."""
+  """SRCC above 0.5 by words alone, better with an adapter from 50 labels."""
   by_words = json.loads((clip / "evaluation.json").read_text())["zero_shot/uniqa/srcc"]
   assert by_words > 0.5
   assert cache_features.main([
