@@ -64,9 +64,9 @@ def test_every_ps3_parameter_learns_but_the_published_dead_ones(ps3):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("switches", [
-  dict(selection_maps="each", low_antialias=True),
-  dict(look_policy=True),
-  dict(budget_rule="cells", look_policy=True, selection_maps="each", selection_antialias=True),
+  dict(selection_maps="each"),
+  dict(budget_rule="cells", look_policy=True, selection_maps="each", selection_antialias=True,
+       low_antialias=True),
 ], ids=lambda s: "-".join(s))  # fmt: skip
 def test_every_parameter_learns_beyond_the_original_too(switches):
   task = tasks.make("ps3", PS3 | {"image": PS3["image"] | switches})
@@ -254,8 +254,7 @@ def test_tiles_that_cannot_serve_the_model_are_refused(ps3, settings, message):
 
 @pytest.mark.parametrize("name, side, model", [
   ("ps3", 128, {}),
-  pytest.param("ps3", 128, dict(scan=True), marks=pytest.mark.slow),
-  pytest.param("ps3", 128, dict(look_policy=True), marks=pytest.mark.slow),
+  pytest.param("ps3", 128, dict(scan=True, look_policy=True), marks=pytest.mark.slow),
   ("siglip", 32, {}),
 ], ids=str)  # fmt: skip
 def test_captions_that_share_an_image_train_as_if_each_had_its_own(name, side, model):
