@@ -56,11 +56,12 @@ class VQAutoencoder(nn.Module):
   param_dtype: Any = jnp.float32
 
   def setup(self):
-    self._check()
+    self.check()
     sizes = dict(width=self.width, mults=self.mults, depth=self.depth, groups=self.groups,
                  attention=self.attention, dtype=self.dtype, param_dtype=self.param_dtype)
     self.encoder = Encoder(code_width=self.code_width, **sizes)
     self.decoder = Decoder(**sizes)
+    self.to_image = vq_parts.conv(3, None, dtype=jnp.float32, param_dtype=self.param_dtype)
     if self.quantize:
       # Where the codes are drawn from does not matter much: see `Revive` of the task.
       init = nn.initializers.uniform(2.0 / self.codes)
@@ -140,6 +141,12 @@ class VQAutoencoder(nn.Module):
     self, vector: Float[Array, "b h w d"], features: dict[int, Any] | None = None, w: Any = 0.0
   ) -> Float[Array, "b y x 3"]:
     """Codes, or a latent map, as an image. With w = 0, known while tracing, no skip is computed."""
+    return self.paint(self.draw(vector, features, w))
+
+  def draw(
+    self, vector: Float[Array, "b h w d"], features: dict[int, Any] | None = None, w: Any = 0.0
+  ) -> Float[Array, "b y x c"]:
+    """What the decoder's last convolution makes the image of; arguments as of `decode`."""
     if not self.fuse_levels or isinstance(w, (int, float)) and w == 0:
       return self.decoder(vector, lambda level, x: x)
     w = jnp.broadcast_to(jnp.asarray(w, jnp.float32), (vector.shape[0],))
@@ -151,7 +158,12 @@ class VQAutoencoder(nn.Module):
 
     return self.decoder(vector, let_in)
 
-  def _check(self):
+  def paint(self, drawn: Float[Array, "b y x c"]) -> Float[Array, "b y x 3"]:
+    """The image of what `draw` gives; computed in float32, as the image is."""
+    return 0.5 * (self.to_image(drawn).astype(jnp.float32) + 1.0)
+
+  def check(self):
+    """Raises ValueError where fields do not fit each other."""
     levels, widths = range(len(self.mults)), [self.width * m for m in self.mults]
     if not self.mults or min(self.mults) < 1 or self.depth < 1:
       raise ValueError(f"mults={self.mults}, depth={self.depth}: expected at least one level, of "
@@ -207,7 +219,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Latent map -> image. Fields: see `VQAutoencoder`."""
+  """Latent map -> what the last convolution makes an image of. Fields: see `VQAutoencoder`."""
 
   width: int
   mults: tuple[int, ...]
@@ -218,9 +230,8 @@ class Decoder(nn.Module):
   param_dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, vector: Float[Array, "b h w d"], let_in) -> Float[Array, "b y x 3"]:
-    """`let_in(level, x)` is applied after the blocks of each level. The last convolution is
-    computed in float32, as the image is."""
+  def __call__(self, vector: Float[Array, "b h w d"], let_in) -> Float[Array, "b y x c"]:
+    """`let_in(level, x)` is applied after the blocks of each level."""
     types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     block = lambda c, name: vq_parts.Block(c, self.groups, **types, name=name)
     attend = lambda name: vq_parts.Attention(self.groups, **types, name=name)
@@ -235,6 +246,4 @@ class Decoder(nn.Module):
       x = let_in(level, x)
       if level:
         x = vq_parts.Up(**types, name=f"up_{level}")(x)
-    x = nn.swish(vq_parts.norm(self.groups, "norm_out", **types)(x))
-    x = vq_parts.conv(3, "conv_out", dtype=jnp.float32, param_dtype=self.param_dtype)(x)
-    return 0.5 * (x.astype(jnp.float32) + 1.0)
+    return nn.swish(vq_parts.norm(self.groups, "norm_out", **types)(x))

@@ -68,21 +68,6 @@ def straight_through(
   return jax.lax.stop_gradient(vector) + (latent - jax.lax.stop_gradient(latent))
 
 
-def frequencies(index: Int[Array, "b h w"], size: int) -> Float[Array, "n"]:
-  """How often each of `size` codes is used, as shares that add up to 1."""
-  counts = jnp.zeros((size,), jnp.float32).at[index.reshape(-1)].add(1.0)
-  return counts / index.size
-
-
-def perplexity(shares: Float[Array, "n"]) -> Float[Array, ""]:
-  """exp of the entropy of shares that add up to 1: as many codes, equally used, would be as varied.
-
-  From 1, one code for everything, to n.
-  """
-  safe = jnp.where(shares > 0, shares, 1.0)
-  return jnp.exp(-jnp.sum(shares * jnp.log(safe)))
-
-
 class Block(nn.Module):
   """conv(swish(norm(conv(swish(norm(x)))))) + x, with a 1 x 1 convolution where the width changes."""
 
@@ -205,6 +190,34 @@ class CodeTransformer(nn.Module):
     return x.astype(jnp.float32).reshape(b, h, w, self.codes)
 
 
+class Critic(nn.Module):
+  """How real does each part of an image look? A PatchGAN (Isola et al. 2017), (b, h, w) scores.
+
+  CodeFormer's has batch norms; these are group norms, of one image at a time: ours.
+
+  Attributes:
+    width: channels of the first layer; they double up to eight times as many.
+    layers: that halve the sides.
+  """
+
+  width: int = 64
+  layers: int = 3
+  groups: int = 32
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, image: Float[Array, "b y x 3"]) -> Float[Array, "b h w"]:
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    x = (2.0 * image - 1.0).astype(self.dtype)
+    for i in range(self.layers + 1):
+      last = i == self.layers
+      x = conv(self.width * min(2**i, 8), f"conv_{i}", size=4, stride=1 if last else 2, **types)(x)
+      x = norm(self.groups, f"norm_{i}", **types)(x) if i else x
+      x = nn.leaky_relu(x, 0.2)
+    return conv(1, "conv_out", size=4, **types)(x)[..., 0].astype(jnp.float32)
+
+
 def norm(groups: int, name: str, dtype: Any, param_dtype: Any) -> nn.GroupNorm:
   """Group norm with float32 statistics in two passes, as of layer norms elsewhere."""
   return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, param_dtype=param_dtype,
@@ -212,7 +225,7 @@ def norm(groups: int, name: str, dtype: Any, param_dtype: Any) -> nn.GroupNorm:
 
 
 def conv(
-  width: int, name: str, *, size: int = 3, stride: int = 1, dtype: Any, param_dtype: Any,
+  width: int, name: str | None, *, size: int = 3, stride: int = 1, dtype: Any, param_dtype: Any,
   kernel_init: Any = None,
 ) -> nn.Conv:
   """A convolution whose kernel (y, x, in, out) names its axes."""
