@@ -16,6 +16,7 @@ those that stand still: see `configs/derain/prior.py`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -24,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vision_ext.core import flops, typed
+from big_vision_ext.core import counted, flops, typed
 from big_vision_ext.models import vit, vq_autoencoder, vq_parts
 from big_vision_ext.objectives import degradations, masks, vq
-from big_vision_ext.tasks import _teacher, _towers
+from big_vision_ext.tasks import _teacher, _towers, restore
 
 STAGES = ("autoencoder", "scratch", "adapt", "fuse")
 # Of the stages that train codes: running shares, and latent vectors of the last batch.
@@ -148,17 +149,16 @@ class Task:
     """Sides of images must be a multiple of it."""
     return self.net.factor
 
-  @property
+  @functools.cached_property
   def flops_per_example(self) -> int:
     """Model FLOPs of one training example, of what is trained and of what is only run."""
-    encode, decode, logits = self._flops()
-    return {
-        "autoencoder": flops.train(encode + decode),
-        "scratch": flops.train(encode + decode),
-        "adapt": flops.train(encode + logits, frozen=encode),
-        # The gradient passes through the decoder to the skips.
-        "fuse": flops.train(decode, frozen=encode + logits),
-    }[self.config.stage]
+    encode, choose, decode = self._flops()
+    if self.config.stage == "adapt":
+      return flops.train(encode + choose, frozen=encode)
+    if self.config.stage == "fuse":
+      # The gradient passes through the decoder to the skips.
+      return flops.train(decode, frozen=encode + choose)
+    return flops.train(encode + choose + decode)
 
   def forward_flops(self) -> int:
     """FLOPs of restoring one image of the size of training."""
@@ -169,7 +169,7 @@ class Task:
     return {"image": jax.ShapeDtypeStruct(shape, np.uint8)}
 
   def init(self, rng, batch):
-    image = unit(batch["image"][:1])
+    image = restore.to_float(batch["image"][:1])
     params = dict(self.net.init(rng, image, jnp.ones(1))["params"])
     c, net = self.config, self.net
     if c.stage in ("adapt", "fuse"):
@@ -191,7 +191,7 @@ class Task:
   def loss(self, params, batch, rng, train: bool):
     del train
     _towers.check_image(batch["image"], self.image_size)
-    clean = unit(batch["image"])
+    clean = restore.to_float(batch["image"])
     seen = clean
     if self.degrade:
       seen, _ = self.degrade(masks.sample_keys(rng, len(clean)), clean)
@@ -216,14 +216,14 @@ class Task:
 
   def restore_at(self, params, batch, w):
     """As `restore`, with `w` from 0, the pure prior, to 1; a number or one of each row, (b,)."""
-    return self.net.apply({"params": params}, unit(batch["image"]), w)[0]
+    return self.net.apply({"params": params}, restore.to_float(batch["image"]), w)[0]
 
   def reconstruct(self, params, batch):
     """(b, y, x, 3) float32: clean images through the prior, as its own encoder sees them.
 
     What is lost here no restoration through the pure prior can give back: the floor.
     """
-    latent = self._clean_latent(params, unit(batch["image"]))
+    latent = self._clean_latent(params, restore.to_float(batch["image"]))
     vector = self._nearest(params, latent).vector if self.net.quantize else latent
     return self._apply(params, vector, method="decode")
 
@@ -304,18 +304,18 @@ class Task:
     return self.net.apply({"params": params}, *args, method=method)
 
   def _flops(self):
-    v = self.net
-    return flops.vq_autoencoder(
-        self.image_size, width=v.width, mults=v.mults, depth=v.depth, attention=v.attention,
-        code_width=v.code_width, codes=v.codes if v.quantize else 0, fuse_levels=v.fuse_levels,
-        code_layers=v.code_layers, code_dim=v.code_dim)
-
-
-def unit(image):
-  """Images in 0..1, float32: whole numbers are 0..255, floats are in 0..1 already."""
-  if jnp.issubdtype(image.dtype, jnp.integer):
-    return image.astype(jnp.float32) / 255.0
-  return image.astype(jnp.float32)
+    """FLOPs of encoding one image, of choosing its codes, and of decoding them."""
+    net, side = self.net, self.image_size
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    params = jax.eval_shape(lambda: self.net.init(
+        jax.random.key(0), jnp.zeros(image.shape), jnp.ones(1))["params"])
+    latent, features = jax.eval_shape(lambda p, x: self._apply(p, x, method="encode"), params, image)
+    parts = [(lambda p, x: self._apply(p, x, method="encode"), (image,)),
+             (lambda p, z: self._apply(p, z, method="choose"), (latent,)),
+             (lambda p, z, f: self._apply(p, z, f, jnp.ones(1), method="decode"),
+              (latent, features))]
+    return [counted.forward(fn, params, *args) if net.quantize or i != 1 else 0
+            for i, (fn, args) in enumerate(parts)]
 
 
 def _check(c: Config, net, image_size: int) -> None:
