@@ -69,7 +69,7 @@ def straight_through(
 
 
 class Block(nn.Module):
-  """conv(swish(norm(conv(swish(norm(x)))))) + x, with a 1 x 1 convolution where the width changes."""
+  """conv(swish(norm(conv(swish(norm(x)))))) + x; a 1 x 1 convolution where the width changes."""
 
   width: int
   groups: int = 32

@@ -152,7 +152,7 @@ class Task:
   @functools.cached_property
   def flops_per_example(self) -> int:
     """Model FLOPs of one training example, of what is trained and of what is only run."""
-    encode, choose, decode = self._flops()
+    encode, choose, decode = self._flops
     if self.config.stage == "adapt":
       return flops.train(encode + choose, frozen=encode)
     if self.config.stage == "fuse":
@@ -162,7 +162,7 @@ class Task:
 
   def forward_flops(self) -> int:
     """FLOPs of restoring one image of the size of training."""
-    return sum(self._flops())
+    return sum(self._flops)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     shape = (batch_size, self.image_size, self.image_size, 3)
@@ -303,14 +303,16 @@ class Task:
   def _apply(self, params, *args, method=None):
     return self.net.apply({"params": params}, *args, method=method)
 
+  @functools.cached_property
   def _flops(self):
     """FLOPs of encoding one image, of choosing its codes, and of decoding them."""
     net, side = self.net, self.image_size
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     params = jax.eval_shape(lambda: self.net.init(
         jax.random.key(0), jnp.zeros(image.shape), jnp.ones(1))["params"])
-    latent, features = jax.eval_shape(lambda p, x: self._apply(p, x, method="encode"), params, image)
-    parts = [(lambda p, x: self._apply(p, x, method="encode"), (image,)),
+    encode = lambda p, x: self._apply(p, x, method="encode")
+    latent, features = jax.eval_shape(encode, params, image)
+    parts = [(encode, (image,)),
              (lambda p, z: self._apply(p, z, method="choose"), (latent,)),
              (lambda p, z, f: self._apply(p, z, f, jnp.ones(1), method="decode"),
               (latent, features))]
@@ -340,6 +342,8 @@ def _check(c: Config, net, image_size: int) -> None:
     refuse("revive", c.revive, "no codes are trained here: leave it None")
   if c.critic and not trains_codes:
     refuse("critic", c.critic, f"the stage {c.stage!r} has none: leave it None")
+  if c.critic and c.critic.width % net.groups:
+    refuse("critic.width", c.critic.width, f"must divide by groups={net.groups} of the norms")
   if not 0 <= c.w <= 1 or c.w and c.stage != "fuse":
     refuse("w", c.w, "expected 0, or in the stage 'fuse' up to 1")
   if not 0 <= c.fuse_w[0] <= c.fuse_w[1] <= 1:

@@ -37,8 +37,8 @@ def ref_conv(p, x, stride=1):
   kernel, bias = np.asarray(p["kernel"], np.float64), np.asarray(p["bias"], np.float64)
   top = kernel.shape[0] // 2
   # A stride of two begins at the first pixel: one row of zeros below and to the right.
-  pad = [(0, 0), (0, 1), (0, 1), (0, 0)] if stride == 2 else [(0, 0), (top, top), (top, top), (0, 0)]
-  x = np.pad(x, pad)
+  side = (0, 1) if stride == 2 else (top, top)
+  x = np.pad(x, [(0, 0), side, side, (0, 0)])
   out = [[sum(signal.correlate2d(one[..., i], kernel[..., i, o], "valid")
               for i in range(kernel.shape[2])) + bias[o] for o in range(kernel.shape[3])]
          for one in x]
