@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float, Key
+from jaxtyping import Array, Complex, Float, Int, Key
 
 Geometry = Literal["fixed", "legacy"]
 Interval = tuple[float, float]
@@ -136,7 +136,9 @@ def render(
 
 
 def superpose(
-  clean: Float[Array, "b y x 3"], layer: Float[Array, "b y x"], beta: Float[Array, "b"] | float = 1.0
+  clean: Float[Array, "b y x 3"],
+  layer: Float[Array, "b y x"],
+  beta: Float[Array, "b"] | float = 1.0,
 ) -> Float[Array, "b y x 3"]:
   """clip(clean + beta * layer, 0, 1), the same gray rain in every channel.
 
@@ -151,10 +153,11 @@ def draw(keys: Key[Array, "b"], rains: Sequence[Rain]) -> Streaks:
   """The rain of each image: one of the ranges, equally likely, then numbers from it."""
 
   def one(key):
-    which = jax.random.randint(jax.random.fold_in(key, 0), (), 0, len(rains))
-    # Each range draws from the same key: a choice of ranges changes no draw of any of them.
-    drawn = [_draw(jax.random.fold_in(key, 1), rain) for rain in rains]
-    return jax.tree.map(lambda *values: jnp.stack(values)[which], *drawn)
+    # All numbers at once: every call of a generator costs its compilation.
+    u = jax.random.uniform(jax.random.fold_in(key, 0), (6,))
+    # Each range is given the same numbers: a choice of ranges changes no draw of any of them.
+    drawn = [_drawn(u[1:], rain) for rain in rains]
+    return jax.tree.map(lambda *values: jnp.stack(values)[_pick(u[0], len(rains))], *drawn)
 
   return jax.vmap(one)(keys)
 
@@ -170,7 +173,7 @@ def streaks_layer(
   """The layer of rain that was drawn; its seeds are of the keys. `reach`: no length exceeds it."""
 
   def seeds(key, amount):
-    return jax.random.bernoulli(jax.random.fold_in(key, 2), amount, (height, width))
+    return jax.random.bernoulli(jax.random.fold_in(key, 1), amount, (height, width))
 
   kernel = _kernel(streaks, reach, geometry)
   layer = _smeared(jax.vmap(seeds)(keys, streaks.amount).astype(jnp.float32), kernel)
@@ -200,17 +203,22 @@ def _shrink(length, geometry):
   return 1.0 - length / 100.0 if geometry == "legacy" else jnp.ones_like(length)
 
 
-def _draw(key, rain):
-  k_amount, k_width, k_length, k_interval, k_angle = jax.random.split(key, 5)
-  share = np.asarray(rain.width_share or (1,) * len(rain.width), np.float32)
-  which = jax.random.choice(k_width, len(rain.width), p=jnp.asarray(share / share.sum()))
+def _drawn(u: Float[Array, "5"], rain: Rain) -> Streaks:
+  """Five uniform numbers to the rain of an image."""
+  share = np.cumsum(rain.width_share or (1,) * len(rain.width), dtype=np.float64)
+  # The last edge is left out: rounding is not to draw what lies beyond.
+  which = jnp.sum(u[0] >= jnp.asarray(share[:-1] / share[-1], jnp.float32))
   variance = jnp.asarray([_window_variance(w) for w in rain.width], jnp.float32)[which]
-  interval = jnp.asarray(rain.angle, jnp.float32)
-  interval = interval[jax.random.randint(k_interval, (), 0, len(rain.angle))]
-  angle = jax.random.uniform(k_angle, minval=interval[0], maxval=interval[1])
-  length = jax.random.randint(k_length, (), rain.length[0], rain.length[1] + 1)
-  amount = jax.random.uniform(k_amount, minval=rain.amount[0], maxval=rain.amount[1])
+  interval = jnp.asarray(rain.angle, jnp.float32)[_pick(u[1], len(rain.angle))]
+  angle = interval[0] + u[2] * (interval[1] - interval[0])
+  length = rain.length[0] + _pick(u[3], rain.length[1] - rain.length[0] + 1)
+  amount = rain.amount[0] + u[4] * (rain.amount[1] - rain.amount[0])
   return Streaks(amount, variance, length.astype(jnp.float32), jnp.radians(angle))
+
+
+def _pick(u: Float[Array, ""], count: int) -> Int[Array, ""]:
+  """One of 0..count-1, equally likely, of a number in [0, 1)."""
+  return jnp.minimum((u * count).astype(jnp.int32), count - 1)
 
 
 def _window_variance(width: int) -> float:
@@ -265,9 +273,10 @@ def _spectrum(x: Float[Array, "b y x"], into_y, into_x) -> Complex[Array, "b u v
 def _transforms(n: int, k: int, half: bool) -> tuple[np.ndarray, np.ndarray]:
   """Matrices (frequencies, n) and (n, frequencies), complex64, of an axis of n pixels.
 
-  The first mirrors the axis about its end pixels (the edge itself not doubled), k // 2 + 1 pixels
-  to each side, as far as kernel and pre-filter reach, and transforms it; the second transforms back and cuts the n pixels out. `half`: only
-  the frequencies that a real signal needs, the others being accounted for.
+  The first mirrors the axis about its end pixels, which are not doubled, as far as kernel and
+  pre-filter reach (k // 2 + 1 pixels to each side), and transforms it; the second transforms back
+  and cuts the n pixels out. `half`: only the frequencies that a real signal needs, the others
+  being accounted for.
   """
   total = n + k + 1
   frequency = np.arange(total // 2 + 1 if half else total)
