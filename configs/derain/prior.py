@@ -36,6 +36,7 @@ and 128. `layers=9` predicts the codes by its transformer; by default they are t
 import ml_collections
 
 from big_vision_ext.core import config as config_lib
+from configs.derain import common
 
 # Learning rate, steps, and what is left of the rate at the end.
 _RECIPES = {"autoencoder": (7e-5, 1_600_000, 6 / 7), "scratch": (7e-5, 1_600_000, 6 / 7),
@@ -45,11 +46,13 @@ _FREEZE = {"adapt": ("(codebook|decoder/.*|to_image/.*|teacher/.*)",), "fuse": (
 
 
 def get_config(arg=None):
-  """`arg`: stage, data=DIR, n=N (the first N pictures; 0: all), range, init=WORKDIR, w, size,
-  batch, steps, seed, layers=N (code transformer), plain, critic, runlocal."""
+  """`arg`: stage, data=DIR, n=N (the first N pictures; 0: all), val=N, range, geometry,
+  init=WORKDIR, w, size, batch, steps, seed, layers=N (code transformer), plain, critic, tiny (the
+  small study), runlocal."""
   a = config_lib.parse_arg(
-      arg, stage="autoencoder", data="data/derain", n=0, range="medium", init="", w=0.0, size=128,
-      batch=0, steps=0, seed=0, layers=0, plain=False, critic=False, runlocal=False)
+      arg, stage="autoencoder", data="data/backgrounds/natural", n=0, val=0, range="medium",
+      geometry="fixed", init="", w=0.0, size=128, batch=0, steps=0, seed=0, layers=0, plain=False,
+      critic=False, tiny=False, runlocal=False)
   if a.stage not in _RECIPES:
     raise config_lib.ConfigError(
         f"config argument stage={a.stage!r}: expected one of {', '.join(_RECIPES)}")
@@ -66,12 +69,13 @@ def get_config(arg=None):
   c.seed = a.seed
 
   c.input = dict(data=a.data, first=a.n, image_size=a.size, captions=False, crop="plain", flip=True,
-                 eval_plain=True, threads=16, prefetch=2)
+                 cache_mb=256, threads=2)
+  rain = dict(kind="rain", range=tuple(a.range.split("+")), geometry=a.geometry)
   # Attention at 16 x 16 places.
   large = dict(mults=(1, 2, 2, 4, 4, 8), attention=(5,)) if a.size >= 512 else {}
   c.model = dict(stage=a.stage, image=dict(image_size=a.size, quantize=not a.plain, **large))
   if a.stage != "autoencoder":
-    c.model.degrade = dict(kind="rain", range=a.range)
+    c.model.degrade = rain
   if not pretrained and not a.plain:
     c.model.revive = dict(steps=100)
   if a.critic and not pretrained:
@@ -99,10 +103,19 @@ def get_config(arg=None):
 
   c.log_steps = 50
   c.ckpt_steps = 5_000
+  # Of the first stage the floor alone: it has not seen any rain.
+  a.pairs = False
+  rains = {} if a.stage == "autoencoder" else common.rains(a, rain)
+  c.evals = dict(rain=dict(
+      type="content_prior", input=dict(split="val", first=a.val, eval_plain=True), rains=rains,
+      batch_size=32, eval_percent=25))
+  if a.tiny:
+    _tiny(c, a)
   if a.runlocal:
     c.batch_size = a.batch or 4
     c.total_steps = a.steps or 3
-    c.input.update(image_size=32, threads=2)
+    c.input.update(image_size=32, first=0, cache_mb=0)
+    c.evals = {}
     c.model.image.update(image_size=32, width=8, mults=(1, 2, 2), depth=1, groups=4, attention=(2,),
                          codes=32, code_width=8)
     if "code_layers" in c.model.image:
@@ -111,3 +124,20 @@ def get_config(arg=None):
       c.model.image.fuse_levels = (1,)
     c.log_steps = 1
   return c
+
+
+def _tiny(c, a):
+  """48 px by a factor of 4, with a skip at all sizes above the codes': some minutes on a CPU."""
+  c.batch_size = a.batch or 8
+  c.total_steps = a.steps or 200
+  c.input.image_size = 48
+  c.model.image.update(image_size=48, width=8, mults=(1, 2, 4), depth=1, groups=4, attention=(),
+                       codes=128, code_width=16)
+  if "revive" in c.model:
+    c.model.revive.steps = 20
+  if a.stage == "fuse":
+    c.model.image.fuse_levels = (0, 1)
+  c.lr = 2e-3
+  c.schedule = dict(type="cosine", warmup_steps=10, end=0.05)
+  c.ema = 0.98
+  c.evals.rain.eval_percent = None
