@@ -196,7 +196,7 @@ def test_a_run_is_exported_with_every_field_of_its_network(tmp_path):
   assert found.model["net"]["fields"]["global_skip"] is True
   convert.write("npz", tmp_path / "e", found)
   loaded = weights.load(tmp_path / "e")
-  assert loaded.task == "restore" and loaded.model["net"] == found.model["net"]
+  assert loaded.task_name == "restore" and loaded.model["net"] == found.model["net"]
   cases.assert_same(trees.flatten(loaded.params), trees.flatten(tiny_run.params(name="restore")))
 
 
