@@ -36,7 +36,7 @@ class Grid:
 
   Attributes:
     config: of a cell; its argument is made of the axes and of `fixed`.
-    axes: {argument: its values}, of which the last varies fastest.
+    axes: (argument, its values) pairs, of which the last varies fastest.
     fixed: arguments that all cells have; those of 0 and "" are left out.
     overrides: KEY=VALUE settings of all cells.
     data: a folder with a data set of each category, built if it is not there.
@@ -44,7 +44,7 @@ class Grid:
   """
 
   config: str
-  axes: dict[str, tuple[Any, ...]]
+  axes: tuple[tuple[str, tuple[Any, ...]], ...]
   data: str
   fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
   overrides: tuple[str, ...] = ()
@@ -71,12 +71,12 @@ def cells(grid: Grid) -> list[Cell]:
   Raises:
     GridError: an axis of no values, or of one value twice.
   """
-  for axis, values in grid.axes.items():
+  for axis, values in grid.axes:
     if not values or len(set(values)) < len(values):
       raise GridError(f"grid.axes.{axis}={values}: expected different values, at least one")
   out = []
-  for values in itertools.product(*grid.axes.values()):
-    chosen = dict(zip(grid.axes, values))
+  for values in itertools.product(*(values for _, values in grid.axes)):
+    chosen = dict(zip(dict(grid.axes), values))
     arg = chosen | {k: v for k, v in grid.fixed.items() if v not in (0, "", None)}
     if "backgrounds" in chosen:
       arg["data"] = os.path.join(grid.data, str(chosen["backgrounds"]))
@@ -94,8 +94,9 @@ def build_data(grid: Grid, log: Callable[[str], None] = print) -> None:
   from input_pipeline import records
   from input_pipeline.build import backgrounds
 
-  most = max(grid.axes.get("n", (0,))) or backgrounds.COUNT
-  for category in grid.axes.get("backgrounds", ()):
+  axes = dict(grid.axes)
+  most = max(axes.get("n", (0,))) or backgrounds.COUNT
+  for category in axes.get("backgrounds", ()):
     folder = pathlib.Path(grid.data) / str(category)
     if (folder / records.MANIFEST).is_file():
       there = len(records.open_dataset(str(folder), "train"))
