@@ -53,7 +53,7 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One combination: a name for its folder, its values by axis, and the config with its argument."""
+  """One combination: the name of its folder, its values by axis, and the config with arguments."""
 
   name: str
   values: tuple[tuple[str, Any], ...]
@@ -116,7 +116,8 @@ def run(grid: Grid, out: pathlib.Path, train: Callable[[Sequence[str]], int], *,
 
   Args:
     grid: what to do.
-    out: the folder; lines, tables and curves are written anew after each cell.
+    out: the folder; a line is there after each cell, table and curves at the end, however it
+      ends, or with `--report` at any time.
     train: runs a command line of `train`, with its evaluation, returns its exit code.
     keep_checkpoints: False deletes a cell's checkpoints once its line is written.
     log: told what is being done.
@@ -145,6 +146,7 @@ def run(grid: Grid, out: pathlib.Path, train: Callable[[Sequence[str]], int], *,
                   *(f"--config.{o}" for o in grid.overrides)])
     if code != exit_codes.COMPLETE:
       log(f"{cell.name} ended with {code}; the same command goes on from there")
+      report(out)
       return code
     found = workdir / workdir_lib.EVALUATION_FILE
     if not found.is_file():
@@ -158,7 +160,6 @@ def run(grid: Grid, out: pathlib.Path, train: Callable[[Sequence[str]], int], *,
     _replace(out / LINES, "".join(json.dumps(line) + "\n" for line in lines))
     if not keep_checkpoints:
       shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-    report(out)
   report(out)
   return exit_codes.COMPLETE
 

@@ -1,4 +1,4 @@
-"""Grids of runs: cells, what is left after an interruption, trends that are those of the numbers."""
+"""Grids of runs: cells, what is left after an interruption, trends as of the numbers."""
 
 import json
 
@@ -81,8 +81,9 @@ def test_an_interrupted_grid_does_only_what_is_left(small, tmp_path):
   assert (out / "grid.md").read_text().count("msrresnet") == 4 + 2 + 2
 
 
-def test_a_folder_of_other_settings_is_refused(small, tmp_path):
+def test_a_folder_of_other_settings_is_refused(small, tmp_path, monkeypatch):
   out, quiet = tmp_path / "out", lambda _: None
+  monkeypatch.setattr(grid, "report", lambda out: "")
   grid.run(small, out, Trainer(stop_at=2), log=quiet)
   other = grid.load(f"configs/derain/grid.py:{ARG},data={tmp_path / 'data'},width=10")
   with pytest.raises(grid.GridError, match="small-2 was run with other settings"):

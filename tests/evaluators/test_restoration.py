@@ -1,4 +1,4 @@
-"""Restoration measured: networks whose result is known, members, batches and devices of any size."""
+"""Restoration measured: networks whose result is known, members, batches and devices."""
 
 import dataclasses
 import functools
@@ -69,7 +69,8 @@ def data(tmp_path_factory):
       id=f"{index}", image=painters.png(clean), degraded=painters.png(rainy), width=SIDE,
       height=SIDE, boxes=np.zeros((0, 4), np.float32), texts=[])
 
-  writer.finish(out, {"val": writer.write_split(out, "val", range(COUNT), load, progress=False)}, {})
+  report = writer.write_split(out, "val", range(COUNT), load, progress=False)
+  writer.finish(out, {"val": report}, {})
   return str(out)
 
 
@@ -130,7 +131,7 @@ def test_numbers_are_those_of_numpy_and_scikit_image(data, known):
   degraded, aux = jax.jit(make)(keys, clean)
   level = lambda x: np.rint(np.clip(np.float64(x), 0, 1) * 255)
   degraded, layer = level(degraded), level(aux["layer"])
-  restored = level((0.6 * np.float32(clean) + np.float32(0.4) * np.float32(degraded / 255)))
+  restored = level(0.6 * np.float32(clean) + np.float32(0.4) * np.float32(degraded / 255))
   wet = layer > 50
   over = lambda x, mask: np.sqrt((x[mask] ** 2).mean())
   # A restored value may lie at an edge of rounding, one level of some thousand pixels.
@@ -149,7 +150,8 @@ def test_numbers_are_those_of_numpy_and_scikit_image(data, known):
 
 
 def test_neither_batches_nor_devices_change_a_number(data, known):
-  for other in (run(data, (0.0, 1.0), batch_size=3), run(data, (0.0, 1.0), devices=8, batch_size=8)):
+  for how in (dict(batch_size=3), dict(devices=8, batch_size=8)):
+    other = run(data, (0.0, 1.0), **how)
     assert other.keys() == known.keys()
     for name, value in other.items():
       # Rain is rounded to 8 bits: another cut may move a value across an edge, by one level.

@@ -9,7 +9,7 @@ from PIL import Image
 
 from big_vision_ext.objectives import degradations, rain_layers
 from input_pipeline import contents, loader, records
-from input_pipeline.build import backgrounds, cli, digits, paired, painters
+from input_pipeline.build import backgrounds, cli, digits, painters, paired
 from input_pipeline.build.durable import BuildError
 
 
