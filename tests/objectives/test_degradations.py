@@ -145,7 +145,8 @@ def test_jpeg_passes_gradients_only_if_it_is_asked_to():
   x = jnp.asarray(pictures(1)) * 0.8 + 0.1
 
   def loss(straight):
-    return jax.grad(lambda v: jnp.sum(jpeg.compress(v, jnp.asarray([80.0]), straight)))(x)
+    total = lambda v: jnp.sum(jpeg.compress(v, jnp.asarray([80.0]), straight))
+    return jax.jit(jax.grad(total))(x)
 
   assert not np.any(loss(False))
   # Each channel goes on by 1 as a whole: luma by one, chroma by none of it.
