@@ -164,6 +164,31 @@ def run(grid: Grid, out: pathlib.Path, train: Callable[[Sequence[str]], int], *,
   return exit_codes.COMPLETE
 
 
+def trainer(out: pathlib.Path, debug: bool = False) -> Callable[[Sequence[str]], int]:
+  """What `run` trains with: `train` in this process, with compiled programs kept in the folder."""
+  import jax
+
+  from big_vision_ext import evaluate, train
+  from big_vision_ext.core import checkpoint
+
+  if not jax.config.jax_compilation_cache_dir:
+    # Cells of one shape have programs in common.
+    jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
+
+  def one(argv: Sequence[str]) -> int:
+    code = train.main([*argv, *(["--debug"] if debug else [])])
+    workdir = pathlib.Path(argv[argv.index("--workdir") + 1])
+    results = workdir / workdir_lib.EVALUATION_FILE
+    if code == exit_codes.COMPLETE and not results.is_file():
+      # The last thing a run writes: its end was cut off.
+      averaged = json.loads((workdir / workdir_lib.CONFIG_FILE).read_text()).get("ema") is not None
+      source = f"{workdir}{checkpoint.AVERAGE if averaged else ''}"
+      code = evaluate.main(["--weights", source, "--out", str(results)])
+    jax.clear_caches()
+    return code
+  return one
+
+
 def read(out: pathlib.Path) -> list[dict[str, Any]]:
   """The lines of a folder; none where there is no file.
 
@@ -247,28 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       return exit_codes.COMPLETE
     grid = load(options.config)
     build_data(grid)
-    import jax
-
-    from big_vision_ext import evaluate, train
-    from big_vision_ext.core import checkpoint
-
-    if not jax.config.jax_compilation_cache_dir:
-      # Cells of one shape have programs in common.
-      jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
-
-    def one(command_line: Sequence[str]) -> int:
-      code = train.main([*command_line, *(["--debug"] if options.debug else [])])
-      workdir = pathlib.Path(command_line[command_line.index("--workdir") + 1])
-      results = workdir / workdir_lib.EVALUATION_FILE
-      if code == exit_codes.COMPLETE and not results.is_file():
-        # The last thing a run writes: its end was cut off.
-        averaged = config_lib.resolve(config_lib.load(command_line[1], grid.overrides)).ema
-        source = str(workdir) + (checkpoint.AVERAGE if averaged is not None else "")
-        code = evaluate.main(["--weights", source, "--out", str(results)])
-      jax.clear_caches()
-      return code
-
-    code = run(grid, out, one, keep_checkpoints=not options.drop_checkpoints)
+    code = run(grid, out, trainer(out, options.debug),
+               keep_checkpoints=not options.drop_checkpoints)
     print(report(out))
     return code
 

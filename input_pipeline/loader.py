@@ -106,7 +106,8 @@ def eval_stream(
 
   Images are squashed to S x S without a crop and whole, also where training has tiles, or are the
   square of config.eval_crop or config.eval_plain; captions are whole. The last batch is padded:
-  rows with "mask" False stand for nothing. Every process sees the same number of batches, `len(stream)`.
+  rows with "mask" False stand for nothing. Every process sees the same number of batches,
+  `len(stream)`.
   To know how many regions each record has, the split is read through once (and remembered).
 
   Args:

@@ -2,10 +2,10 @@ r"""The grid of the deraining study: networks x categories x ranges x numbers of
 
   python -m big_vision_ext.grid --config configs/derain/grid.py --out runs/derain_grid
 
-Each cell is a run of `train.py` with five seeds. The data sets `DATA/CATEGORY` are built if they are
-not there. `:tiny` is the small study on a CPU, see `launch/derain_study.sh`. The axes are those of
-arXiv 2502.12600 as recalled; drawn categories stand for its data sets, and n goes as far as those
-are worth drawing (ours).
+Each cell is a run of `train.py` with five seeds. The data sets `DATA/CATEGORY` are built if they
+are not there. `:tiny` is the small study on a CPU, see `launch/derain_study.sh`. The axes are those
+of arXiv 2502.12600 as recalled; drawn categories stand for its data sets, and n goes as far as
+those are worth drawing (ours).
 """
 
 import ml_collections
