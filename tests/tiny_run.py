@@ -29,12 +29,14 @@ CLIP = {
     "text": dict(width=24, depth=1, mlp_dim=48, num_heads=2, vocab_size=259, text_len=32,
                  eot_id=1),
 }
+RESTORE = {"net": dict(name="edsr", scale=2, fields=dict(width=6, depth=1)), "image_size": 16}
 # Settings of the model and the input of each task.
 _RUNS = {
     "ps3": (MODEL, INPUT),
     "mae": (MAE, dict(data="nowhere", image_size=32, captions=False)),
     "focusmim": (FOCUSMIM, dict(data="nowhere", image_size=32, captions=False)),
     "clip": (CLIP, dict(data="nowhere", image_size=32, text_len=32, canonicalize=False)),
+    "restore": (RESTORE, dict(data="nowhere", image_size=16, captions=False)),
 }
 
 

@@ -7,10 +7,10 @@ devices. Degraded pictures are rounded to 8 bits, as if they had been stored.
 Of rain, the decoupled measures of the deraining study (arXiv 2502.12600; as recalled, masks after a
 co-author's code): `E_R`, root mean square of what was changed where it rains, `E_B`, of the damage
 where it does not, both in 0..255. Ours beside them: `E_R_gt`, the error where it rains, and `rho`,
-the removal ratio, 1 perfect, 0 untouched. `strict/` has them with a background that no rain at all
-touches. They are of sums over the whole split, not means of pictures. `psnr` (dB) and `ssim` are
-means over pictures, of whole ones; `psnr_input` is that of the degraded ones, and of pictures that
-are equal, whose PSNR is infinite, there are `psnr_equal`.
+the removal ratio, 1 perfect, 0 untouched, and `E_B_strict`, the damage where no rain at all falls:
+what counts as background else is half wet. They are of sums over the whole split, not means of
+pictures. `psnr` (dB) and `ssim` are means over pictures, of whole ones; `psnr_input` is that of the
+degraded ones, and of pictures that are equal, whose PSNR is infinite, there are `psnr_equal`.
 
 Of a population each is the mean over its members, `_std` the deviation over them, and
 `seed_N/` has each member's own.
@@ -41,7 +41,6 @@ class Evaluator:
     seed: of the degradations.
     crop: pixels left out along the border for PSNR and SSIM.
     channel: of PSNR and SSIM: "rgb", "y" or "y_rounded".
-    strict: measure rain with the strict mask too.
     batch_size: pictures at a time, over all processes.
 
   Raises:
@@ -50,14 +49,14 @@ class Evaluator:
 
   def __init__(self, *, task, input_config, mesh, batch_sharding,
                rains: Mapping[str, Mapping[str, Any]], seed: int = 0, crop: int = 0,
-               channel: str = "rgb", strict: bool = True, batch_size: int = 32):
+               channel: str = "rgb", batch_size: int = 32):
     if not {"restore", "restore_all"} & set(task.outputs):
       raise ValueError(f"restoration: this task has {', '.join(task.outputs)}; expected one with "
                        "the output 'restore'")
     if not rains:
       raise ValueError("restoration: rains={}: expected {name: a degradation}, e.g. "
                        "{'seen': {'kind': 'rain', 'range': 'small'}}")
-    self._task, self._strict = task, strict
+    self._task = task
     self._how = dict(crop=crop, channel=channel)
     self._seeds = tuple(task.config.seeds) if "restore_all" in task.outputs else (0,)
     self._makers = {name: _maker(name, spec, input_config) for name, spec in rains.items()}
@@ -101,8 +100,7 @@ class Evaluator:
       out["psnr_input"] = image_metrics.psnr(degraded, clean, **self._how)
     if layer is None:
       return out
-    for prefix, strict in (("rain", False), ("strict", True)) if self._strict else (
-        ("rain", False),):
+    for prefix, strict in (("rain", False), ("strict", True)):
       sums = of_members(
         lambda x, strict=strict: image_metrics.rain_sums(x, degraded, clean, layer, strict=strict))
       out |= {f"{prefix}/{k}": v for k, v in sums.items()}
@@ -129,10 +127,12 @@ class Evaluator:
     for key in ("psnr", "psnr_input"):
       if key in own:
         out |= _mean_psnr(key, own[key])
-    for prefix, shown in (("rain/", ""), ("strict/", "strict/")):
-      sums = {k.removeprefix(prefix): v for k, v in own.items() if k.startswith(prefix)}
-      if sums:
-        out |= {shown + k: v for k, v in image_metrics.rain_measures(sums).items()}
+    sums = {prefix: {k.removeprefix(prefix): v for k, v in own.items() if k.startswith(prefix)}
+            for prefix in ("rain/", "strict/")}
+    if sums["rain/"]:
+      out |= image_metrics.rain_measures(sums["rain/"])
+      # The rain is the same by either mask.
+      out["E_B_strict"] = image_metrics.rain_measures(sums["strict/"])["E_B"]
     return out
 
 

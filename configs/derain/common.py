@@ -86,7 +86,7 @@ def runlocal(c: ml_collections.ConfigDict, a) -> None:
   c.total_steps = 3
   fields = {"width": 8, "depth": 1}
   fields |= {"swinir_light": {"width": 12}, "swinir": {"width": 12}, "restormer": {}}.get(a.net, {})
-  c.model.net["fields"] = c.model.net["fields"] | fields
+  c.model.net["fields"].update(fields)
   c.model.update(image_size=32, seeds=(0, 1))
   # Any data set will do, however large.
   c.input.update(image_size=32, first=0, threads=2, cache_mb=0)
