@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import flax
 import jax
@@ -286,6 +287,50 @@ def test_arithmetic_counts_what_is_trained_three_times():
 def test_settings_that_do_not_fit_are_named(stage, fields, message):
   with pytest.raises((ValueError, typed.ConfigError), match=message):
     tasks.make("content_prior", good(stage) | fields)
+
+
+def configured(arg):
+  """A config's settings, and the names of its task's parameters."""
+  config = config_lib.resolve(config_lib.load(f"{ROOT}/configs/derain/prior.py:tiny,{arg}"))
+  task = tasks.make(config.task, config.model)
+  shapes = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0), task.batch_spec(1)))
+  return config, shapes
+
+
+@pytest.mark.parametrize("flags", ["", ",plain", ",critic"])
+def test_each_stage_begins_with_all_that_the_one_before_has(flags):
+  matches = lambda patterns, name: any(re.fullmatch(p, name) for p in patterns)
+  before, trained_parts = None, []
+  for stage in ("autoencoder", "adapt", "fuse"):
+    config, shapes = configured(
+      f"stage={stage}{flags}" + (",init=before" if before is not None else "")
+      + (",layers=1" if stage != "autoencoder" and flags != ",plain" else ""))
+    names = set(trees.names(shapes))
+    # Raises for a pattern that matches nothing.
+    trained, _ = optimizers.split(shapes, config.optim.freeze)
+    trained_parts.append({n.split("/")[0] for n in trees.names(trained)})
+    if before is not None:
+      ours = {n for n in names if not matches(config.init.allow_missing, n)}
+      theirs = {n for n in before if not matches(config.init.allow_extra, n)}
+      assert ours == theirs
+      assert all(any(re.fullmatch(p, n) for n in before) for p in config.init.allow_extra)
+    before = names
+  codes = set() if flags == ",plain" else {"codebook"}
+  critic = {"critic"} if flags == ",critic" else set()
+  predicted = {"code_transformer"} if codes else set()
+  assert trained_parts[0] == {"encoder", "decoder", "to_image"} | codes | critic
+  assert trained_parts[1] == {"encoder"} | predicted
+  assert trained_parts[2] == {"fuse_level_0", "fuse_level_1"}
+
+
+@pytest.mark.parametrize("arg, message", [
+  ("stage=adopt", "stage='adopt': expected one of autoencoder"),
+  ("stage=adapt", "init='': expected the run that stage=adapt begins with"),
+  ("init=runs/x", "stage=autoencoder begins with nothing"),
+])
+def test_an_argument_that_says_no_stage_is_refused(arg, message):
+  with pytest.raises(config_lib.ConfigError, match=message):
+    config_lib.load(f"{ROOT}/configs/derain/prior.py:{arg}")
 
 
 @pytest.mark.slow
