@@ -278,7 +278,7 @@ def run(weights: str, folder: str, out: str, options: Options, step: int | None 
   pairs = pairs_lib.read(folder, task.scale)
   found = adapt(task, jax.tree.map(jnp.asarray, loaded.params), pairs, options, say)
   described = weights_lib.read(weights, step)
-  flat = weights_lib.like(described, found.params)
+  flat = weights_lib.loop_params(found.params)
   note = f"adapted to {found.counts['support']} pairs, step {found.step}"
   start = {"path": str(weights), "licence": described.meta.get("licence", "unknown")}
   convert.write("npz", out, dataclasses.replace(described, params=flat, meta={

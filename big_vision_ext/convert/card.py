@@ -30,6 +30,8 @@ _TASKS = {
              "of the teacher's features of hidden blocks (arXiv 2301.08243)",
     ours.ENCODER: "the encoder of a masked model or of a classifier: a vision transformer without "
                   "a head",
+    "cdasr": "a super-resolution network steered by what a frozen encoder sees of a picture (arXiv "
+             "2505.12391)",
     "quality": "an adapter that rates the quality or the aesthetics of pictures by the features "
                "of a frozen CLIP (arXiv 2406.01069)"}
 
@@ -79,6 +81,8 @@ def _dtypes(params: Any) -> str:
 
 def _preprocessing(weights: Any) -> str:
   seen, image = weights.input, weights.model.get("image", {})
+  if weights.task in ours.LISTED:
+    return "Pictures: RGB, of any size, divided by 255."
   size = seen.get("image_size") or (image.get("scales") or [image.get("image_size")])[-1]
   height, width = size if isinstance(size, Sequence) else (size, size)
   mean, std = (seen.get(k, weights.model.get(k, image.get(k, 0.5))) for k in ("mean", "std"))
