@@ -269,17 +269,18 @@ class Task:
           f"a batch of {found} rows: expected config.batch_size={m.tasks * size}, "
           f"config.model.meta.tasks={m.tasks} times {m.support} support and {m.query} query rows "
           "(and optim.accum_steps=1)")
-    phi, rest = meta_lib.split(params, self.adapted, "config.model.meta.adapted")
     rows = jax.tree.map(lambda x: x.reshape(m.tasks, size, *x.shape[1:]), rows)
 
-    def one(task):
+    def one(params, task):
+      phi, rest = meta_lib.split(params, self.adapted, "config.model.meta.adapted")
       part = lambda rows: lambda phi: self.loss_of(meta_lib.merge(phi, rest), rows)[0]
       return meta_lib.episode(
           part(jax.tree.map(lambda x: x[:m.support], task)),
           part(jax.tree.map(lambda x: x[m.support:], task)),
           phi, steps=m.inner_steps, rate=m.inner_rate, order=m.order)
 
-    support, query = jax.tree.map(lambda x: x.mean(axis=0), jax.vmap(one)(rows))
+    losses = meta_lib.over_tasks(one, params, rows)
+    support, query = jax.tree.map(lambda x: x.mean(axis=0), losses)
     weights = meta_lib.query_weights(
         jax.lax.stop_gradient(params["meta_step"]), m.inner_steps, m.anneal_steps, m.floor)
     return jnp.sum(weights * query), {
