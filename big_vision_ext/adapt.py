@@ -23,7 +23,7 @@ import optax
 from big_vision_ext.core import console as console_lib
 from big_vision_ext.objectives import bicubic, image_metrics
 from big_vision_ext.objectives import meta as meta_lib
-from input_pipeline import pairs as pairs_lib
+from input_pipeline import resolution_pairs as pairs_lib
 
 # Crops are of at most so many pixels of the high resolution.
 _LARGEST_PATCH = 192

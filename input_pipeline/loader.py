@@ -78,7 +78,7 @@ def train_stream(
     (b, tiles, T, T, 3), "tile_at": int32 (b, tiles)}: tiles of the S x S image and their places in
     its raster, -1 where there is none. If num_classes > 0, there is {"label": int32 (b,)}; if
     scores, {"score": float32 (b,)}. With captions=False, "image", these two and, if it is asked
-    for, "foreground" (b, S, S) float32 are all.
+    for, "foreground" (b, S, S) float32 are all. With pairs there is "degraded", as "image".
 
   Raises:
     InputError, DatasetError, TokenizerError: at once, if it cannot start.
@@ -109,7 +109,7 @@ def eval_stream(
   """Returns a finite stream over regions, captioned images, or labelled images, in record order.
 
   Images are squashed to S x S without a crop and whole, also where training has tiles, or are the
-  square of config.eval_crop; captions are whole. The last batch is padded: rows with "mask" False
+  square of config.eval_crop or config.eval_plain; captions are whole. The last batch is padded: rows with "mask" False
   stand for nothing. Every process sees the same number of batches, `len(stream)`.
   To know how many regions each record has, the split is read through once (and remembered).
 
@@ -298,7 +298,9 @@ class _EvalBatches:
       if last[1] is None:
         continue
       if crop is None:
-        batch["image"][row] = last[2]
+        batch["image"][row] = last[2][..., :3]
+        if "degraded" in batch:
+          batch["degraded"][row] = last[2][..., 3:]
       else:
         self._maker.write_crop(last[2], crop, batch["image"][row])
       self._maker.write_eval(batch, row, last[1], region)

@@ -1,4 +1,4 @@
-"""What do all restoration networks share? How they are called, and convolutions as PyTorch has them.
+"""What do all restoration networks share? How they are called, and PyTorch's convolutions.
 
 b batch, y x rows and columns, c channels; everything is (b, y, x, c). Parameters are
 `param_dtype`; trunks compute in `dtype`; the last convolution, the skip around the network and

@@ -1,4 +1,4 @@
-"""How does a plain U of convolutions restore? The deraining study's third network, as we fill it in.
+"""How does a plain U of convolutions restore? The deraining study's third network, by our sizes.
 
 The paper names a UNet and no sizes that could be read; these are ours [P]: four levels of 32 to
 256 channels, two 3 x 3 convolutions each, no norms, exact GELU, halved by convolutions of stride
