@@ -142,6 +142,10 @@ def describe(task_name: str, model: Mapping[str, Any]) -> dict[str, Any]:
   if task_name not in ours.TASKS:
     raise convert.ConvertError(f"task {task_name!r} has no weight formats; expected one of "
                                f"{', '.join(ours.TASKS)}")
+  if task_name == "restore":
+    net = {k: v for k, v in _fields(task.net).items() if k != "scale"}
+    config = config_lib.to_dict(task.config)
+    return config | {"net": dict(name=task.spec.name, scale=task.spec.scale, fields=net)}
   image = _fields(task.vision)
   for key in getattr(task, "follows", ()):
     del image[key]

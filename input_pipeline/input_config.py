@@ -24,13 +24,10 @@ class InputConfig:
       (weights are relative and 1 if left out).
     split: the split to read.
     part: only these of its rated records, e.g. "reference_1/train"; see splits.py. "" for all.
-<<<<<<< HEAD
     group: so many examples of the stream in a row are of the same data set of a mixture: tasks of
       meta-learning, each of a domain. The batch size is a multiple of it.
-=======
     first: only the first so many of these: nested subsets, the 8 being among the 16. 0 for all.
       With several data sets, of each.
->>>>>>> low-derain
     image_size: side S in pixels of the square images of a batch.
     resize: "bicubic", as published models were trained, or "fast"; see `images.resize_region`.
     tokenizer: "bytes", "sentencepiece:PATH" or "tokenizers:PATH".
@@ -97,11 +94,8 @@ class InputConfig:
   data: str | dict[str, dict[str, Any]]
   split: str = "train"
   part: str = ""
-<<<<<<< HEAD
   group: int = 1
-=======
   first: int = 0
->>>>>>> low-derain
   image_size: int = 1512
   resize: str = "bicubic"
   tokenizer: str = "bytes"
@@ -145,13 +139,8 @@ class InputConfig:
 
   def __post_init__(self):
     sizes = ("image_size", "text_len", "tile_size", "view_size")
-<<<<<<< HEAD
     least = dict.fromkeys((*sizes, "group", "prefetch", "captions_per_image"), 1)
-    counts = ("tiles", "max_boxes", "num_classes", "threads", "workers", "cache_mb")
-=======
-    least = dict.fromkeys((*sizes, "prefetch", "captions_per_image"), 1)
     counts = ("tiles", "max_boxes", "num_classes", "threads", "workers", "cache_mb", "first")
->>>>>>> low-derain
     least |= dict.fromkeys(counts, 0)
     for name, low in least.items():
       value = getattr(self, name)

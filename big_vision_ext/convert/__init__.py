@@ -18,8 +18,8 @@ from big_vision_ext.convert.lazy import BFLOAT16, ConvertError, Lazy, Tensors
 __all__ = ["DTYPES", "FORMATS", "ConvertError", "Tensors", "Weights", "check_out", "detect",
            "read", "write"]
 
-FORMATS = ("npz", "ps3_torch", "transformers", "mae", "ijepa", "focusmim", "timm", "open_clip",
-           "openai_clip", "uniqa")
+FORMATS = ("npz", "ps3_torch", "transformers", "mae", "ijepa", "focusmim", "restoration", "timm",
+           "open_clip", "openai_clip", "uniqa")
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16)}
 # Beside the weights of every export: what formats cannot say, and that we wrote the folder.
 EXPORT_FILE = "export.json"

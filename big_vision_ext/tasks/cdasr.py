@@ -12,6 +12,7 @@ the other, `support` and then `query` rows each (`input.group` = their sum).
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -19,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vision_ext.core import typed
-from big_vision_ext.models import cdasr, restoration
+from big_vision_ext.core import counted, flops, typed
+from big_vision_ext.models import attention, cdasr, restoration
 from big_vision_ext.objectives import bicubic, masks
 from big_vision_ext.objectives import meta as meta_lib
-from big_vision_ext.tasks import _encoder, _towers
+from big_vision_ext.tasks import _encoder, _towers, restore
 
 # What adapts by default: what the paper adds, and the convolution that paints the picture [P].
 _ADAPTED = {"adapter": ("align/.*", "net/last/.*"), "all": ("align/.*", "net/.*")}
@@ -74,6 +75,8 @@ class Meta:
     adapted: "adapter", the alignment and the last convolution, or "all" but the encoder.
     anneal_steps: outer steps until almost only the last inner step counts.
     floor: what each of the others ends with, times K.
+    parallel: "vmap" adapts to the tasks of a device side by side, "loop" one after the other;
+      "auto" loops on CPUs, whose convolutions of several kernels at once are many times slower.
   """
 
   inner_steps: int = 5
@@ -85,6 +88,7 @@ class Meta:
   adapted: Literal["adapter", "all"] = "adapter"
   anneal_steps: int = 3333
   floor: float = 0.03
+  parallel: Literal["auto", "vmap", "loop"] = "auto"
 
   def __post_init__(self):
     for name in ("inner_steps", "tasks", "support", "query"):
@@ -102,7 +106,7 @@ class Config:
   """`config.model` of the task "cdasr".
 
   Attributes:
-    net: `name`, `scale` and fields of a network of `models.restoration`.
+    net: a network of `models.restoration` and its scale; see `tasks.restore.NetConfig`.
     image_size: side of the high-resolution training pictures, as `input.image_size`.
     encoder: the frozen tower; None where nothing needs one.
     condition: what steers: the "encoder"'s vector of the picture; or, as controls (lowlevel.md,
@@ -114,7 +118,7 @@ class Config:
     augment: turn and mirror training pictures, in all eight ways.
   """
 
-  net: dict[str, Any]
+  net: restore.NetConfig
   image_size: int
   encoder: _encoder.Spec | None = None
   condition: Literal["encoder", "shuffled", "constant", "none"] = "encoder"
@@ -141,19 +145,20 @@ class Task:
   def __post_init__(self):
     c = self.config
     set_field = lambda name, value: object.__setattr__(self, name, value)
-    fields = dict(typed.plain(c.net))
-    if "name" not in fields or "scale" not in fields:
-      raise typed.ConfigError(f"config.model.net={fields}: expected a name, e.g. 'edsr', and a scale")
+    if c.net.scale < 2:
+      raise typed.ConfigError(f"config.model.net.scale={c.net.scale}: expected at least 2, how many "
+                              "times larger pictures become")
     try:
-      set_field("net", restoration.build(**fields))
+      set_field("net", restoration.build(
+          c.net.name, scale=c.net.scale, **_towers.plain(c.net.fields)))
     except ValueError as error:
       raise typed.ConfigError(f"config.model.net: {error}") from error
-    set_field("scale", self.net.scale)
+    set_field("scale", c.net.scale)
     unit = self.scale * self.net.multiple
     if c.image_size < unit or c.image_size % unit:
       raise typed.ConfigError(
           f"config.model.image_size={c.image_size}: expected a multiple of {unit}, scale times what "
-          f"sides of {fields['name']!r} divide by")
+          f"sides of {c.net.name!r} divide by")
     needs = [name for name in ("perceptual", "semantic") if getattr(c.weights, name)]
     needs = [f"weights.{n}={getattr(c.weights, n)}" for n in needs]
     needs += [f"condition={c.condition!r}"] * (c.condition != "none")
@@ -180,6 +185,34 @@ class Task:
     """Patterns of the parameters that "adapter" or "all" stands for."""
     patterns = _ADAPTED[adapted]
     return patterns if self.align is not None else patterns[1:]
+
+  @functools.cached_property
+  def flops_per_example(self) -> int:
+    """Model FLOPs of one row: three times the forward pass, and the encoder's; with `meta`
+    K times, as support and query rows are both gone through in each step, first order."""
+    c, m = self.config, self.config.meta
+    frozen = 0
+    if self.encoder is not None and c.condition in ("encoder", "shuffled"):
+      frozen = self._encoder_flops()
+    train = flops.train(self.forward_flops() - frozen)
+    if c.weights.perceptual or c.weights.semantic:
+      # The target's forward, and forward and backward to the pixels.
+      train, frozen = train + 2 * self._encoder_flops(), frozen + 2 * self._encoder_flops()
+    if m is None:
+      return train + frozen
+    return round(m.inner_steps * train) + frozen
+
+  def forward_flops(self) -> int:
+    """FLOPs of restoring one training picture, its vector included."""
+    side = self.image_size // self.scale
+    low = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    params = jax.eval_shape(lambda: self.init(jax.random.key(0), {}))
+    return counted.forward(lambda p, x: self.restore(p, {"image": x}), params, low)
+
+  def _encoder_flops(self) -> int:
+    image = jax.ShapeDtypeStruct((1, *(self.encoder.size,) * 2, 3), jnp.float32)
+    params = jax.eval_shape(lambda: self.encoder.init(jax.random.key(0)))
+    return counted.forward(lambda p, x: self.encoder(p, x)[0], params, image)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     shape = (batch_size, self.image_size, self.image_size, 3)
@@ -212,9 +245,10 @@ class Task:
   def loss(self, params, batch, rng, train: bool):
     """The weighted sum of terms; with `meta` after adaptation, and how much that helped."""
     _towers.check_image(batch["image"], self.image_size)
-    high = as_float(batch["image"])
+    high = restore.to_float(batch["image"])
     if train and self.config.augment:
-      high = turned(masks.sample_keys(jax.random.fold_in(rng, 1), len(high)), high)
+      keys = masks.sample_keys(jax.random.fold_in(rng, 1), len(high))
+      high = jax.vmap(restore.turned)(keys, high)
     rows = self.rows(params, high, jax.random.fold_in(rng, 2))
     if self.config.meta is None:
       return self.loss_of(params, rows)
@@ -279,7 +313,8 @@ class Task:
           part(jax.tree.map(lambda x: x[m.support:], task)),
           phi, steps=m.inner_steps, rate=m.inner_rate, order=m.order)
 
-    losses = meta_lib.over_tasks(one, params, rows)
+    loop = m.parallel == "loop" or m.parallel == "auto" and attention.platform() == "cpu"
+    losses = meta_lib.over_tasks(one, params, rows, loop)
     support, query = jax.tree.map(lambda x: x.mean(axis=0), losses)
     weights = meta_lib.query_weights(
         jax.lax.stop_gradient(params["meta_step"]), m.inner_steps, m.anneal_steps, m.floor)
@@ -292,7 +327,7 @@ class Task:
     For the control "shuffled", those of other pictures: by `rng`, or of the next in the batch. A
     batch of one has no other.
     """
-    low = as_float(batch["image"])
+    low = restore.to_float(batch["image"])
     kind = self.config.condition
     if self.align is None:
       raise ValueError("config.model.condition='none': nothing steers this model")
@@ -311,7 +346,7 @@ class Task:
     `vector` (b, d) in the batch steers in place of the picture's own: that of the whole, where
     pictures are parts of one.
     """
-    low = as_float(batch["image"])
+    low = restore.to_float(batch["image"])
     vector = batch.get("vector")
     if vector is None and self.align is not None:
       vector = self.condition(params, batch)
@@ -323,20 +358,3 @@ class Task:
     if self.align is not None:
       features, _ = self.align.apply({"params": params["align"]}, vector, features)
     return self.net.apply(net, features, low, method="reconstruct")
-
-
-def as_float(image):
-  """Pixels in [0, 1], float32, of uint8 or of such."""
-  scale = 255.0 if jnp.issubdtype(image.dtype, jnp.integer) else 1.0
-  return image.astype(jnp.float32) / scale
-
-
-def turned(keys, images):
-  """Square pictures (b, s, s, c), each turned and mirrored in one of the eight ways, by its key."""
-  def one(key, x):
-    flip = jax.random.bernoulli(key, 0.5, (3,))
-    x = jnp.where(flip[0], x[::-1], x)
-    x = jnp.where(flip[1], x[:, ::-1], x)
-    return jnp.where(flip[2], x.transpose(1, 0, 2), x)
-
-  return jax.vmap(one)(keys, images)
