@@ -118,9 +118,10 @@ def test_vectors_are_those_of_the_towers_own_task(spec):
   t = task(encoder=spec, weights=dict(perceptual=1.0, semantic=1.0))
   image = batch(3)["image"]
   words = np.zeros((1, own.text.text_len), np.int32)
-  both = sharding.unbox(own.init(jax.random.key(3), {"image": image, "text": words}))
+  spec = jax.eval_shape(
+      lambda: sharding.unbox(own.init(jax.random.key(3), {"image": image, "text": words})))
   rng = np.random.default_rng(0)
-  both = jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), both)
+  both = jax.tree.map(lambda x: rng.normal(0.1, 0.2, x.shape).astype(np.float32), spec)
   got, tokens = jax.jit(lambda p, x: t.encoder(p, x, blocks=True))(
       both["img"], image.astype(np.float32) / 255)
   want = jax.jit(own.outputs["image"])(both, {"image": image})
@@ -199,19 +200,17 @@ def test_the_meta_loss_is_the_one_written_out_and_so_is_its_gradient(params):
   assert np.abs(found["net/first/kernel"]).max() > 0 and found["meta_step"] == 0
 
 
-def test_orders_agree_where_nothing_is_learned_inside_and_only_there(params):
-  # All of the network: of its last layer alone, the loss is made of planes, which do not bend.
+def test_orders_agree_where_nothing_is_learned_inside(params):
   net = {"net": params["net"], "meta_step": np.float32(50)}
   grads = {}
-  for order, rate in ((1, 0.0), (2, 0.0), (1, 0.5), (2, 0.5)):
+  for order in (1, 2):
     t = task(condition="none", encoder=None, augment=False,
-             meta=META | dict(order=order, inner_rate=rate, adapted="all"))
-    grads[order, rate] = jax.jit(jax.grad(
+             meta=META | dict(order=order, inner_rate=0.0, adapted="all"))
+    grads[order] = jax.jit(jax.grad(
         lambda p, t=t: t.loss(p, batch(), jax.random.key(0), True)[0]))(net)["net"]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-               grads[1, 0.0], grads[2, 0.0])
-  a, b = (np.asarray(grads[order, 0.5]["last"]["kernel"]) for order in (1, 2))
-  assert np.abs(a - b).max() > 1e-3 * np.abs(b).max()
+               grads[1], grads[2])
+  assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads[1]))
 
 
 @pytest.mark.parametrize("adapted", ["adapter", "all"])
