@@ -263,7 +263,7 @@ def test_the_meta_loss_is_the_same_on_eight_devices(params):
     (dict(encoder=None), "encoder=None with condition='encoder': expected a tower"),
     (dict(encoder=None, condition="none", weights=dict(semantic=0.1)), "weights.semantic=0.1"),
     (dict(encoder={"task": "mae", "model": {}}), "encoder.task='mae': expected one of 'siglip'"),
-    (dict(encoder={"task": "siglip", "model": {"image": {}}}), "config.model.encoder.model is read"),
+    (dict(encoder={"task": "siglip", "model": {"image": {}}}), "model.encoder.model is read as a"),
     (dict(condition="clip"), "config.model.condition='clip'"),
     (dict(meta=dict(inner_steps=0)), "meta.inner_steps=0: expected at least 1"),
     (dict(meta=dict(order=3)), "config.model.meta.order=3"),
