@@ -5,7 +5,7 @@
 # cores; interrupted anywhere, or run again, it goes on from what is there.
 #
 # A small CLIP is trained on distorted photographs (configs/uniqa/demo.py), or TOWER names another
-# one. From each seed: the four controls of lowlevel.md, 9.1 - no encoder, a constant vector, another
+# one. From each seed: the controls - no encoder, a constant vector, another
 # picture's vector, the picture's own - and from the last one META steps of meta-training, and as
 # many of plain training on the same batches. The tables compare pictures one by one.
 #

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vision_ext.core import counted, flops, typed
+from big_vision_ext.core import counted, flops, sharding, typed
 from big_vision_ext.models import attention, cdasr, restoration
 from big_vision_ext.objectives import bicubic, masks
 from big_vision_ext.objectives import meta as meta_lib
@@ -109,8 +109,8 @@ class Config:
     net: a network of `models.restoration` and its scale; see `tasks.restore.NetConfig`.
     image_size: side of the high-resolution training pictures, as `input.image_size`.
     encoder: the frozen tower; None where nothing needs one.
-    condition: what steers: the "encoder"'s vector of the picture; or, as controls (lowlevel.md,
-      9.1) with as many parameters, the vector of another picture of the batch ("shuffled") or the
+    condition: what steers: the "encoder"'s vector of the picture; or, as controls with as
+      many parameters, the vector of another picture of the batch ("shuffled") or the
       same for all ("constant"); or "none", the network alone.
     align: sizes of the alignment.
     weights: of the terms of the loss.
@@ -146,8 +146,8 @@ class Task:
     c = self.config
     set_field = lambda name, value: object.__setattr__(self, name, value)
     if c.net.scale < 2:
-      raise typed.ConfigError(f"config.model.net.scale={c.net.scale}: expected at least 2, how many "
-                              "times larger pictures become")
+      raise typed.ConfigError(f"config.model.net.scale={c.net.scale}: expected at least 2, how "
+                              "many times larger pictures become")
     try:
       set_field("net", restoration.build(
           c.net.name, scale=c.net.scale, **_towers.plain(c.net.fields)))
@@ -157,8 +157,8 @@ class Task:
     unit = self.scale * self.net.multiple
     if c.image_size < unit or c.image_size % unit:
       raise typed.ConfigError(
-          f"config.model.image_size={c.image_size}: expected a multiple of {unit}, scale times what "
-          f"sides of {c.net.name!r} divide by")
+          f"config.model.image_size={c.image_size}: expected a multiple of {unit}, scale times "
+          f"what sides of {c.net.name!r} divide by")
     needs = [name for name in ("perceptual", "semantic") if getattr(c.weights, name)]
     needs = [f"weights.{n}={getattr(c.weights, n)}" for n in needs]
     needs += [f"condition={c.condition!r}"] * (c.condition != "none")
@@ -295,7 +295,7 @@ class Task:
     return sum(getattr(w, name) * x for name, x in terms.items()), terms
 
   def _meta_loss(self, params, rows):
-    """Mean over tasks of the weighted losses of queries along the inner steps (lowlevel.md, 9.1)."""
+    """Mean over tasks of the weighted losses of queries along the inner steps."""
     m = self.config.meta
     size = m.support + m.query
     if (found := len(rows["low"])) != m.tasks * size:
@@ -314,7 +314,11 @@ class Task:
           phi, steps=m.inner_steps, rate=m.inner_rate, order=m.order)
 
     loop = m.parallel == "loop" or m.parallel == "auto" and attention.platform() == "cpu"
-    losses = meta_lib.over_tasks(one, params, rows, loop)
+    try:
+      losses = meta_lib.over_tasks(one, params, rows, loop)
+    except sharding.ShardingError as error:
+      raise typed.ConfigError(f"config.model.meta.tasks={m.tasks}: every device adapts to whole "
+                              f"tasks, and {error}; expected a multiple of that") from error
     support, query = jax.tree.map(lambda x: x.mean(axis=0), losses)
     weights = meta_lib.query_weights(
         jax.lax.stop_gradient(params["meta_step"]), m.inner_steps, m.anneal_steps, m.floor)

@@ -9,8 +9,8 @@ on every host, with `--distributed`; `tasks` is a multiple of the devices then.
 
 A batch is `tasks` tasks, each of one domain of `domains`, of `support` and `query` crops; the loss
 is that of the queries along `inner` steps of plain SGD on the support. `order=2` differentiates
-these steps. `inner=0` trains on without any, on the same batches: what adaptation is compared with
-(lowlevel.md, 9.1, control 4). The other arguments are those of train.py, and the same as there.
+these steps. `inner=0` trains on without any, on the same batches: what learning to
+adapt is compared with. The other arguments are those of train.py, and the same as there.
 
 Expected: no published result is claimed. What the small study found is in configs/cdasr/README.md.
 Source: the paper (arXiv 2505.12391) says that adaptation to a domain is learned from few pictures;

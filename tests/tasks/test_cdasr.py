@@ -256,6 +256,13 @@ def test_the_meta_loss_is_the_same_on_eight_devices(params):
     np.testing.assert_allclose(g, trees.flatten(grads)[name], atol=5e-6 * largest, err_msg=name)
 
 
+def test_tasks_that_devices_cannot_share_are_told(params):
+  m = sharding.make_mesh(Mesh(data=4), jax.devices()[:4])
+  with sharding.use(m, ()), pytest.raises(ConfigError, match="meta.tasks=2: every device adapts"):
+    jax.eval_shape(lambda p: meta_task().loss(p, batch(), jax.random.key(0), True)[0],
+                   meta_params(params))
+
+
 @pytest.mark.parametrize("changes, message", [
     (dict(image_size=17), "image_size=17: expected a multiple of 2"),
     (dict(net=dict(name="edrs", scale=2)), "config.model.net: net 'edrs' is unknown"),
