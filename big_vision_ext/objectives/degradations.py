@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from big_vision_ext.core import typed
-from big_vision_ext.objectives import blur, haze, jpeg, noise, rain, rain_segments
+from big_vision_ext.objectives import blur, haze, jpeg, noise, rain, rain_layers, rain_segments
 
 Interval = tuple[float, float]
 Aux = dict[str, Array]
@@ -113,6 +113,29 @@ class RainSegments(Degradation):
 
   def __call__(self, keys, clean):
     layer = rain_segments.render(_fold(keys, 0), *clean.shape[1:3], self.segments)
+    return _rained(keys, clean, layer, self.beta, self.probability)
+
+
+@dataclasses.dataclass(frozen=True)
+class RainLayers(Degradation):
+  """Rain that was recorded, of `objectives.rain_layers`.
+
+  Attributes:
+    file: of the layers.
+    beta, probability: as of `RainStreaks`.
+  """
+
+  file: str
+  beta: Interval = (1.0, 1.0)
+  probability: float = 1.0
+
+  def __post_init__(self):
+    rain_layers.load(self.file)
+    _check_interval("beta", self.beta, 0, 2)
+    _check_share("probability", self.probability)
+
+  def __call__(self, keys, clean):
+    layer = rain_layers.draw(_fold(keys, 0), rain_layers.load(self.file), *clean.shape[1:3])
     return _rained(keys, clean, layer, self.beta, self.probability)
 
 
@@ -265,8 +288,8 @@ class Mixture(Degradation):
 
 
 KINDS: dict[str, type[Degradation]] = {
-  "rain": RainStreaks, "segments": RainSegments, "noise": Noise, "blur": Blur, "jpeg": Jpeg,
-  "haze": Haze, "mixture": Mixture,
+  "rain": RainStreaks, "segments": RainSegments, "layers": RainLayers, "noise": Noise,
+  "blur": Blur, "jpeg": Jpeg, "haze": Haze, "mixture": Mixture,
 }
 
 
