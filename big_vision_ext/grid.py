@@ -36,7 +36,7 @@ class Grid:
 
   Attributes:
     config: of a cell; its argument is made of the axes and of `fixed`.
-    axes: {argument: its values}, of which the last varies fastest.
+    axes: (argument, its values) pairs, of which the last varies fastest.
     fixed: arguments that all cells have; those of 0 and "" are left out.
     overrides: KEY=VALUE settings of all cells.
     data: a folder with a data set of each category, built if it is not there.
@@ -44,7 +44,7 @@ class Grid:
   """
 
   config: str
-  axes: dict[str, tuple[Any, ...]]
+  axes: tuple[tuple[str, tuple[Any, ...]], ...]
   data: str
   fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
   overrides: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One combination: a name for its folder, its values by axis, and the config with its argument."""
+  """One combination: the name of its folder, its values by axis, and the config with arguments."""
 
   name: str
   values: tuple[tuple[str, Any], ...]
@@ -71,12 +71,12 @@ def cells(grid: Grid) -> list[Cell]:
   Raises:
     GridError: an axis of no values, or of one value twice.
   """
-  for axis, values in grid.axes.items():
+  for axis, values in grid.axes:
     if not values or len(set(values)) < len(values):
       raise GridError(f"grid.axes.{axis}={values}: expected different values, at least one")
   out = []
-  for values in itertools.product(*grid.axes.values()):
-    chosen = dict(zip(grid.axes, values))
+  for values in itertools.product(*(values for _, values in grid.axes)):
+    chosen = dict(zip(dict(grid.axes), values))
     arg = chosen | {k: v for k, v in grid.fixed.items() if v not in (0, "", None)}
     if "backgrounds" in chosen:
       arg["data"] = os.path.join(grid.data, str(chosen["backgrounds"]))
@@ -94,8 +94,9 @@ def build_data(grid: Grid, log: Callable[[str], None] = print) -> None:
   from input_pipeline import records
   from input_pipeline.build import backgrounds
 
-  most = max(grid.axes.get("n", (0,))) or backgrounds.COUNT
-  for category in grid.axes.get("backgrounds", ()):
+  axes = dict(grid.axes)
+  most = max(axes.get("n", (0,))) or backgrounds.COUNT
+  for category in axes.get("backgrounds", ()):
     folder = pathlib.Path(grid.data) / str(category)
     if (folder / records.MANIFEST).is_file():
       there = len(records.open_dataset(str(folder), "train"))
@@ -115,7 +116,8 @@ def run(grid: Grid, out: pathlib.Path, train: Callable[[Sequence[str]], int], *,
 
   Args:
     grid: what to do.
-    out: the folder; lines, tables and curves are written anew after each cell.
+    out: the folder; a line is there after each cell, table and curves at the end, however it
+      ends, or with `--report` at any time.
     train: runs a command line of `train`, with its evaluation, returns its exit code.
     keep_checkpoints: False deletes a cell's checkpoints once its line is written.
     log: told what is being done.
@@ -144,6 +146,7 @@ def run(grid: Grid, out: pathlib.Path, train: Callable[[Sequence[str]], int], *,
                   *(f"--config.{o}" for o in grid.overrides)])
     if code != exit_codes.COMPLETE:
       log(f"{cell.name} ended with {code}; the same command goes on from there")
+      report(out)
       return code
     found = workdir / workdir_lib.EVALUATION_FILE
     if not found.is_file():
@@ -157,9 +160,33 @@ def run(grid: Grid, out: pathlib.Path, train: Callable[[Sequence[str]], int], *,
     _replace(out / LINES, "".join(json.dumps(line) + "\n" for line in lines))
     if not keep_checkpoints:
       shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-    report(out)
   report(out)
   return exit_codes.COMPLETE
+
+
+def trainer(out: pathlib.Path, debug: bool = False) -> Callable[[Sequence[str]], int]:
+  """What `run` trains with: `train` in this process, with compiled programs kept in the folder."""
+  import jax
+
+  from big_vision_ext import evaluate, train
+  from big_vision_ext.core import checkpoint
+
+  if not jax.config.jax_compilation_cache_dir:
+    # Cells of one shape have programs in common.
+    jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
+
+  def one(argv: Sequence[str]) -> int:
+    code = train.main([*argv, *(["--debug"] if debug else [])])
+    workdir = pathlib.Path(argv[argv.index("--workdir") + 1])
+    results = workdir / workdir_lib.EVALUATION_FILE
+    if code == exit_codes.COMPLETE and not results.is_file():
+      # The last thing a run writes: its end was cut off.
+      averaged = json.loads((workdir / workdir_lib.CONFIG_FILE).read_text()).get("ema") is not None
+      source = f"{workdir}{checkpoint.AVERAGE if averaged else ''}"
+      code = evaluate.main(["--weights", source, "--out", str(results)])
+    jax.clear_caches()
+    return code
+  return one
 
 
 def read(out: pathlib.Path) -> list[dict[str, Any]]:
@@ -245,28 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       return exit_codes.COMPLETE
     grid = load(options.config)
     build_data(grid)
-    import jax
-
-    from big_vision_ext import evaluate, train
-    from big_vision_ext.core import checkpoint
-
-    if not jax.config.jax_compilation_cache_dir:
-      # Cells of one shape have programs in common.
-      jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
-
-    def one(command_line: Sequence[str]) -> int:
-      code = train.main([*command_line, *(["--debug"] if options.debug else [])])
-      workdir = pathlib.Path(command_line[command_line.index("--workdir") + 1])
-      results = workdir / workdir_lib.EVALUATION_FILE
-      if code == exit_codes.COMPLETE and not results.is_file():
-        # The last thing a run writes: its end was cut off.
-        averaged = config_lib.resolve(config_lib.load(command_line[1], grid.overrides)).ema
-        source = str(workdir) + (checkpoint.AVERAGE if averaged is not None else "")
-        code = evaluate.main(["--weights", source, "--out", str(results)])
-      jax.clear_caches()
-      return code
-
-    code = run(grid, out, one, keep_checkpoints=not options.drop_checkpoints)
+    code = run(grid, out, trainer(out, options.debug),
+               keep_checkpoints=not options.drop_checkpoints)
     print(report(out))
     return code
 

@@ -81,7 +81,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def plot(lines: Sequence[Line], path: str | pathlib.Path) -> None:
-  """Draws removal and background against n: a column a category, a colour a range, a style a net."""
+  """Removal and background against n: a column a category, a colour a range, a style a net."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 

@@ -109,8 +109,9 @@ def eval_stream(
   """Returns a finite stream over regions, captioned images, or labelled images, in record order.
 
   Images are squashed to S x S without a crop and whole, also where training has tiles, or are the
-  square of config.eval_crop or config.eval_plain; captions are whole. The last batch is padded: rows with "mask" False
-  stand for nothing. Every process sees the same number of batches, `len(stream)`.
+  square of config.eval_crop or config.eval_plain; captions are whole. The last batch is padded:
+  rows with "mask" False stand for nothing. Every process sees the same number of batches,
+  `len(stream)`.
   To know how many regions each record has, the split is read through once (and remembered).
 
   Args:

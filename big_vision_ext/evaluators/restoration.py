@@ -8,9 +8,9 @@ Of rain, the decoupled measures of the deraining study (arXiv 2502.12600; as rec
 co-author's code): `E_R`, root mean square of what was changed where it rains, `E_B`, of the damage
 where it does not, both in 0..255. Ours beside them: `E_R_gt`, the error where it rains, and `rho`,
 the removal ratio, 1 perfect, 0 untouched, and `E_B_strict`, the damage where no rain at all falls:
-what counts as background else is half wet. They are of sums over the whole split, not means of pictures. `psnr` (dB) and `ssim` are
-means over pictures, of whole ones; `psnr_input` is that of the degraded ones, and of pictures that
-are equal, whose PSNR is infinite, there are `psnr_equal`.
+what counts as background else is half wet. They are of sums over the whole split, not means of
+pictures. `psnr` (dB) and `ssim` are means over pictures, of whole ones; `psnr_input` is that of the
+degraded ones, and of pictures that are equal, whose PSNR is infinite, there are `psnr_equal`.
 
 Of a population each is the mean over its members, `_std` the deviation over them, and
 `seed_N/` has each member's own.

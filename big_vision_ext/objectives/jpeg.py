@@ -46,7 +46,9 @@ def compress(
   ycc = jnp.einsum("byxc,dc->bdyx", pixels, jnp.asarray(_TO_YCC, jnp.float32), precision=_EXACT)
   ycc = rounded(ycc - jnp.asarray([128.0, 0.0, 0.0]).reshape(3, 1, 1))
   luma, chroma = ycc[:, :1], ycc[:, 1:]
-  chroma = rounded(chroma.reshape(b, 2, ycc.shape[2] // 2, 2, ycc.shape[3] // 2, 2).mean((3, 5)))
+  chroma = chroma.reshape(b, 2, ycc.shape[2] // 2, 2, ycc.shape[3] // 2, 2).mean((3, 5))
+  # As libjpeg does it, halves are rounded down in even columns and up in odd ones.
+  chroma = rounded(chroma + jnp.where(jnp.arange(chroma.shape[3]) % 2, 0.125, -0.125))
   luma = _coded(luma, _table(_LUMINANCE, quality), rounded)
   chroma = _doubled(_coded(chroma, _table(_CHROMINANCE, quality), rounded))
   ycc = jnp.concatenate([luma + 128.0, chroma], axis=1)
@@ -69,7 +71,8 @@ def _coded(x: Float[Array, "b c y x"], table: Float[Array, "b 8 8"], rounded):
   blocks = x.reshape(b, c, h // 8, 8, w // 8, 8)
   freq = jnp.einsum("uy,bcrysx,vx->bcrusv", dct, blocks, dct, precision=_EXACT)
   step = table[:, None, None, :, None, :]
-  freq = rounded(freq / step) * step
+  # Halves go away from zero; means of blocks often are halves of a step.
+  freq = rounded(freq / step * (1 + 1e-5)) * step
   blocks = jnp.einsum("uy,bcrusv,vx->bcrysx", dct, freq, dct, precision=_EXACT)
   return jnp.clip(rounded(blocks.reshape(b, c, h, w)), -128.0, 127.0)
 

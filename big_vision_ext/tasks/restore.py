@@ -185,10 +185,12 @@ class Task:
     A row's flips, turns and degradation are a function of the key and of the row's place in the
     batch. Degradations are drawn after the turns: rain falls as its range says.
     """
-    image, pair = batch["image"], batch.get("degraded") if self.degradation is None else None
-    if self.degradation is None and pair is None:
-      raise ValueError("the batch has no `degraded` pictures; set input.pairs=True, or "
-                       "config.model.degrade to make them")
+    image, pair = jnp.asarray(batch["image"]), None
+    if self.degradation is None:
+      if "degraded" not in batch:
+        raise ValueError("the batch has no `degraded` pictures; set input.pairs=True, or "
+                         "config.model.degrade to make them")
+      pair = jnp.asarray(batch["degraded"])
     k_rows, k_turn, k_degrade = (jax.random.fold_in(key, i) for i in range(3))
     if train and self.config.share < 1:
       count = max(1, round(self.config.share * len(image)))

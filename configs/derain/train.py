@@ -1,6 +1,7 @@
 r"""Deraining: a population of seeds on n clean crops, under synthetic rain of a range.
 
-  python -m input_pipeline.build --from backgrounds --category natural --out data/backgrounds/natural
+  python -m input_pipeline.build --from backgrounds --category natural \
+    --out data/backgrounds/natural
   python -m big_vision_ext.train --workdir runs/derain_natural_256_small \
     --config configs/derain/train.py:net=msrresnet,backgrounds=natural,n=256,range=small,seeds=0-4
   python -m big_vision_ext.evaluate --workdir runs/derain_natural_256_small
@@ -14,11 +15,11 @@ puts the five members on devices of their own.
 `net`: msrresnet, swinir_light, swinir, unet, restormer, edsr, smaller ones by `width` and `depth`;
 `skip=True|False`: with the picture added to what the network gives, or not (default: the network's
 own way); `range`: small, medium, large (the paper's, as recalled), dev_* or several, as
-small+large; `geometry`: fixed or legacy; `probability`: of rain, 0.9 in a co-author's code. `pairs`:
-the data set has pairs (`--from pairs`) and nothing is synthesised in training.
+small+large; `geometry`: fixed or legacy; `probability`: of rain, 0.9 in a co-author's code;
+`pairs`: the data set has pairs (`--from pairs`) and nothing is synthesised in training.
 
-Expected: no result is claimed at this size. What a small study found is in configs/derain/README.md.
-Source: arXiv 2502.12600 and 2305.15134 for the question, the network and the ranges; see `common.py`
+Expected: no result is claimed at this size; configs/derain/README.md has what a small study found.
+Source: arXiv 2502.12600 and 2305.15134 for the question, the network and the ranges; `common.py`
 for the recipe.
 """
 

@@ -96,8 +96,8 @@ def build(
     sources = [{"folder": os.path.abspath(image_dir)}]
   else:
     if category not in CATEGORIES:
-      raise BuildError(f"category {category!r} is none of {', '.join(CATEGORIES)}; with --image-dir "
-                       "it may have any name")
+      raise BuildError(f"category {category!r} is none of {', '.join(CATEGORIES)}; with "
+                       "--image-dir it may have any name")
     settings["detail"] = float(detail)
     items = {split: range(n) for split, n in counts.items()}
     photos = _photos(seed, side) if category == "natural" else dict.fromkeys(_SPLITS, ())
