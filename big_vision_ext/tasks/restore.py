@@ -202,8 +202,8 @@ class Task:
     clean, pair = to_float(image), None if pair is None else to_float(pair)
     if train and self.config.augment:
       turns = masks.sample_keys(k_turn, len(clean))
-      clean = jax.vmap(_turned)(turns, clean)
-      pair = None if pair is None else jax.vmap(_turned)(turns, pair)
+      clean = jax.vmap(turned)(turns, clean)
+      pair = None if pair is None else jax.vmap(turned)(turns, pair)
     if pair is None:
       pair, _ = self.degrade(masks.sample_keys(k_degrade, len(clean)), clean)
     return clean, pair
@@ -268,7 +268,7 @@ def to_float(image) -> Float[Array, "b y x 3"]:
   return image.astype(jnp.float32)
 
 
-def _turned(key: Key[Array, ""], image: Float[Array, "y x c"]) -> Float[Array, "y x c"]:
+def turned(key: Key[Array, ""], image: Float[Array, "y x c"]) -> Float[Array, "y x c"]:
   """One of the eight flips and quarter turns of a square picture, each as likely."""
   across, down, swap = jax.random.bernoulli(key, 0.5, (3,))
   image = jnp.where(across, image[:, ::-1], image)
