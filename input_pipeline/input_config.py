@@ -24,6 +24,8 @@ class InputConfig:
       (weights are relative and 1 if left out).
     split: the split to read.
     part: only these of its rated records, e.g. "reference_1/train"; see splits.py. "" for all.
+    group: so many examples of the stream in a row are of the same data set of a mixture: tasks of
+      meta-learning, each of a domain. The batch size is a multiple of it.
     first: only the first so many of these: nested subsets, the 8 being among the 16. 0 for all.
       With several data sets, of each.
     image_size: side S in pixels of the square images of a batch.
@@ -92,6 +94,7 @@ class InputConfig:
   data: str | dict[str, dict[str, Any]]
   split: str = "train"
   part: str = ""
+  group: int = 1
   first: int = 0
   image_size: int = 1512
   resize: str = "bicubic"
@@ -136,7 +139,7 @@ class InputConfig:
 
   def __post_init__(self):
     sizes = ("image_size", "text_len", "tile_size", "view_size")
-    least = dict.fromkeys((*sizes, "prefetch", "captions_per_image"), 1)
+    least = dict.fromkeys((*sizes, "group", "prefetch", "captions_per_image"), 1)
     counts = ("tiles", "max_boxes", "num_classes", "threads", "workers", "cache_mb", "first")
     least |= dict.fromkeys(counts, 0)
     for name, low in least.items():

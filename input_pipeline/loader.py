@@ -87,8 +87,12 @@ def train_stream(
   rows = _rows(batch_size, process_index, process_count, rows)
   if seed < 0 or start_step < 0:
     raise InputError(f"seed {seed} and first step {start_step} must not be negative.")
+  if batch_size % config.group:
+    raise InputError(
+      f"batch_size is {batch_size}, expected a multiple of input.group, {config.group}."
+    )
   batches = _TrainBatches(
-    config, Mixture(open_members(config), seed), batch_size, rows, seed, start_step
+    config, Mixture(open_members(config), seed, config.group), batch_size, rows, seed, start_step
   )
   return Stream(batches, config, judged_over=_JUDGED_OVER)
 
@@ -240,7 +244,7 @@ class _TrainBatches:
     for attempt in range(_TRIES):
       rng = np.random.default_rng([self._seed, position, attempt])
       # A position whose record is unusable takes another one, as determined as the first.
-      member, index = self._mixture.draw(rng) if attempt else self._mixture[position]
+      member, index = self._mixture.draw(rng, position) if attempt else self._mixture[position]
       source = self._mixture.members[member].source
       news.seen += 1
       try:

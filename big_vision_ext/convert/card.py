@@ -31,6 +31,8 @@ _TASKS = {
              "of the teacher's features of hidden blocks (arXiv 2301.08243)",
     ours.ENCODER: "the encoder of a masked model or of a classifier: a vision transformer without "
                   "a head",
+    "cdasr": "a super-resolution network steered by what a frozen encoder sees of a picture (arXiv "
+             "2505.12391)",
     "restore": "an image restoration network: it makes a better picture of a picture",
     "quality": "an adapter that rates the quality or the aesthetics of pictures by the features "
                "of a frozen CLIP (arXiv 2406.01069)"}
@@ -80,7 +82,7 @@ def _dtypes(params: Any) -> str:
 
 
 def _preprocessing(weights: Any) -> str:
-  if weights.task == "restore":
+  if weights.task in ("restore", "cdasr"):
     return ("Images: RGB of any size, divided by 255. What comes out is as many times larger as "
             "the model's `scale` says, in 0..1, not clipped.")
   seen, image = weights.input, weights.model.get("image", {})

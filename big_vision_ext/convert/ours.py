@@ -14,6 +14,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 # Tasks whose weights can be written in some format.
 TASKS = ("siglip", "clip", "ps3", "mae", "focusmim", "classify", "ijepa", "restore")
+# Tasks whose arrays are not said here, as networks and towers of many kinds are in them: an
+# export lists them itself, in `meta["arrays"]`. Only the format npz holds them.
+LISTED = ("cdasr",)
 # A vision transformer with its final norm and nothing else, as other libraries keep the encoder of
 # a masked model. It is a start of training and no task; the names are those it has in `mae`.
 ENCODER = "encoder"
