@@ -261,6 +261,28 @@ def test_without_codes_latents_agree_with_the_clean_ones_themselves():
   assert set(metrics) == {"loss_feature"}
 
 
+def test_a_frozen_encoder_compares_what_is_drawn_with_what_is_clean_from_scratch_too():
+  tower = dict(width=8, depth=1, mlp_dim=16, num_heads=1)
+  eye = dict(task="siglip", model=dict(
+    image=dict(**tower, patch_size=8, image_size=SIDE),
+    text=dict(**tower, vocab_size=8, text_len=4)))
+  task = make("scratch", perceptual=dict(encoder=eye, weight=0.3))
+  params, key = drawn(task), jax.random.key(6)
+  (loss, metrics), grads = jax.jit(lambda p, b: jax.value_and_grad(
+    lambda e: task.loss(p | {"eye": e}, b, key, True), has_aux=True)(p["eye"]))(params, batch())
+  clean = batch()["image"] / np.float32(255)
+  seen, _ = jax.jit(task.degrade)(masks.sample_keys(key, 4), clean)
+  image = jax.jit(task.restore)(params, {"image": seen})
+  tokens = jax.jit(lambda p, x: task.eye(p, x, blocks=True)[1])
+  far = np.asarray(tokens(params["eye"], image), np.float64) - tokens(params["eye"], clean)
+  np.testing.assert_allclose(metrics["loss_perceptual"], 0.3 * np.abs(far).mean(), rtol=1e-4)
+  np.testing.assert_allclose(
+    metrics["loss_pixel"], np.abs(np.asarray(image, np.float64) - clean).mean(), rtol=1e-4)
+  np.testing.assert_allclose(loss, sum(v for k, v in metrics.items() if k.startswith("loss_")),
+                             rtol=1e-5)
+  assert not any(np.any(g) for g in jax.tree.leaves(grads))
+
+
 def test_arithmetic_counts_what_is_trained_three_times():
   adapt = make("adapt")
   encode, choose, _ = adapt._flops
@@ -278,6 +300,8 @@ def test_arithmetic_counts_what_is_trained_three_times():
   ("autoencoder", dict(image=IMAGE | dict(code_layers=1)), "takes the nearest codes"),
   ("adapt", dict(revive={}), "no codes are trained here"),
   ("adapt", dict(critic={}), "the stage 'adapt' has none"),
+  ("adapt", dict(perceptual=dict(weight=1.0, encoder=dict(task="siglip", model={}))),
+   "the stage 'adapt' has none"),
   ("autoencoder", dict(critic=dict(width=6)), "critic.width=6: .* divide by groups=4"),
   ("adapt", dict(w=0.5), "w=0.5: expected 0, or in the stage 'fuse' up to 1"),
   ("fuse", dict(fuse_w=(0.5, 0.2)), "the lower first"),
