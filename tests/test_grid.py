@@ -50,7 +50,7 @@ def test_cells_are_all_combinations_and_each_is_a_config(small):
   config = config_lib.resolve(config_lib.load(found[1].config, small.overrides))
   assert (config.model["seeds"], config.input["first"]) == ((0, 1, 2), 4)
   assert config.total.value == 2 and config.input["data"].endswith("data/faces")
-  assert config.lr == 0.002 and config.optim.clip_norm is None
+  assert config.lr == 0.005 and config.optim.clip_norm is None
 
 
 def test_every_cell_of_the_shipped_grid_is_a_config():
