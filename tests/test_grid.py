@@ -85,7 +85,7 @@ def test_a_folder_of_other_settings_is_refused(small, tmp_path, monkeypatch):
   out, quiet = tmp_path / "out", lambda _: None
   monkeypatch.setattr(grid, "report", lambda out: "")
   grid.run(small, out, Trainer(stop_at=2), log=quiet)
-  other = grid.load(f"configs/derain/grid.py:{ARG},data={tmp_path / 'data'},width=10")
+  other = grid.load(f"configs/derain/grid.py:{ARG},data={tmp_path / 'data'},width=14")
   with pytest.raises(grid.GridError, match="small-2 was run with other settings"):
     grid.run(other, out, Trainer(), log=quiet)
   # How often is logged changes no result.
