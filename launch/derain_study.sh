@@ -14,7 +14,7 @@ cd "$ROOT"
 OUT=${OUT:-runs/derain_study}
 SIZE=${SIZE:-32}
 DATA=${DATA:-data/backgrounds_$SIZE}
-arg=tiny,data=$DATA,size=$SIZE,seeds=${SEEDS:-0-2},steps=${STEPS:-400},width=${WIDTH:-10}
+arg=tiny,data=$DATA,size=$SIZE,seeds=${SEEDS:-0-2},steps=${STEPS:-250},width=${WIDTH:-8}
 arg=$arg,categories=${CATEGORIES:-faces+urban},ranges=${RANGES:-small+large},n=${N:-4+16+128},val=${VAL:-24}
 
 "$PY" -m big_vision_ext.grid --config "configs/derain/grid.py:$arg" --out "$OUT" --drop-checkpoints

@@ -21,8 +21,8 @@ def get_config(arg=None):
       n="8+16+32+64+128+256+512+1024", size=128, width=0, depth=0, batch=16, val=0, tiny=False)
   if "tiny" in (arg or "").split(","):
     defaults.update(
-        nets="msrresnet", categories="faces+urban", ranges="small+large", n="4+16+128", steps=400,
-        size=32, width=10, depth=2, batch=8, seeds="0-2", val=24)
+        nets="msrresnet", categories="faces+urban", ranges="small+large", n="4+16+128", steps=250,
+        size=32, width=8, depth=2, batch=8, seeds="0-2", val=24)
   a = config_lib.parse_arg(arg, **defaults)
   g = ml_collections.ConfigDict()
   g.config = "configs/derain/train.py"
