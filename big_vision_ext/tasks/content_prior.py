@@ -73,11 +73,6 @@ class Task:
       outputs |= {"restore_w0": at(0.0), "restore_w50": at(0.5), "restore_w100": at(1.0)}
     set_field("outputs", outputs)
 
-  @property
-  def multiple(self) -> int:
-    """Sides of images must be a multiple of it."""
-    return self.net.factor
-
   @functools.cached_property
   def flops_per_example(self) -> int:
     """Model FLOPs of one training example, of what is trained and of what is only run."""

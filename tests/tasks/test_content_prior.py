@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from big_vision_ext import tasks
 from big_vision_ext.core import config as config_lib
@@ -48,7 +49,7 @@ def drawn(task, seed=1):
     np.prod(x.shape[:-1]), 4) ** 0.5).astype(np.float32), flax.core.unfreeze(shapes))
 
 
-def encode(task, params, image):
+def latent_of(task, params, image):
   return np.asarray(jax.jit(lambda p, x: task.net.apply({"params": p}, x, method="encode")[0])(
     params, image), np.float64)
 
@@ -99,8 +100,8 @@ def test_the_loss_of_adaptation_is_that_of_its_definition(adapted):
   key = jax.random.fold_in(jax.random.key(0), 0)
   seen, _ = jax.jit(task.degrade)(masks.sample_keys(key, 4), clean)
   assert np.abs(np.asarray(seen) - clean).max() > 0.05
-  z = encode(task, before, seen)
-  wanted = encode(task, before | before["teacher"], clean)
+  z = latent_of(task, before, seen)
+  wanted = latent_of(task, before | before["teacher"], clean)
   _, index, code = nearest(before["codebook"], wanted)
   far, chosen, _ = nearest(before["codebook"], z)
   p = np.exp(-far + far.min(-1, keepdims=True))
@@ -149,7 +150,7 @@ def test_the_first_stages_loss_is_that_of_its_definition(clean_stage):
   task = clean_stage[0]
   params, loss, metrics, _ = run_clean(clean_stage, updates=4)
   clean = batch()["image"].astype(np.float64) / 255
-  z = encode(task, params, clean.astype(np.float32))
+  z = latent_of(task, params, clean.astype(np.float32))
   _, index, code = nearest(params["codebook"], z)
   image = np.asarray(jax.jit(task.restore)(params, batch()), np.float64)
   error = ((z - code) ** 2).mean()
@@ -256,7 +257,7 @@ def test_without_codes_latents_agree_with_the_clean_ones_themselves():
   loss, metrics = jax.jit(lambda p, b: task.loss(p, b, key, True))(params, batch())
   clean = batch()["image"] / np.float32(255)
   seen, _ = jax.jit(task.degrade)(masks.sample_keys(key, 4), clean)
-  want = encode(task, params, seen) - encode(task, params | params["teacher"], clean)
+  want = latent_of(task, params, seen) - latent_of(task, params | params["teacher"], clean)
   np.testing.assert_allclose(loss, (want**2).mean(), rtol=1e-4)
   assert set(metrics) == {"loss_feature"}
 
@@ -374,7 +375,7 @@ def test_the_loss_and_what_codes_are_used_are_the_same_on_eight_devices():
 
 @pytest.mark.slow
 def test_three_stages_follow_each_other_from_their_config(tmp_path, small_sample_data):
-  from big_vision_ext import train
+  from big_vision_ext import encode, train
 
   def run(name, arg):
     argv = ["--config", f"configs/derain/prior.py:runlocal,data={small_sample_data},{arg}",
@@ -389,3 +390,11 @@ def test_three_stages_follow_each_other_from_their_config(tmp_path, small_sample
   assert 0 <= last["code_accuracy"] <= 1
   last = run("fused", f"stage=fuse,layers=1,init={tmp_path}/adapted")
   assert np.isfinite(last["loss_pixel"])
+
+  # What was trained restores pictures of any size, by tiles.
+  Image.fromarray(np.random.default_rng(0).integers(0, 255, (41, 70, 3), dtype=np.uint8)).save(
+    tmp_path / "rainy.png")
+  assert encode.main(["--task", "restore", "--weights", f"{tmp_path}/fused:ema", "--tile", "32",
+                      "--overlap", "8", "--image", str(tmp_path / "rainy.png"),
+                      "--out", str(tmp_path / "out")]) == 0
+  assert Image.open(tmp_path / "out/rainy.png").size == (70, 41)
