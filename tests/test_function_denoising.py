@@ -9,7 +9,7 @@ from PIL import Image
 from big_vision_ext import function_denoising
 from big_vision_ext.function_denoising import Study
 
-SMALL = Study(contents=(2, 32), templates=(16, 256), seeds=3, steps=400)
+SMALL = Study(contents=(2, 32), templates=(8, 64), seeds=3, steps=400, batch=16, width=128)
 
 
 @pytest.fixture(scope="module")
@@ -17,18 +17,18 @@ def removal():
   """Measure -> (seed, K, T)."""
   rows = function_denoising.run(SMALL)
   assert [(r["seed"], r["sines"], r["templates"]) for r in rows[:4]] == [
-      (0, 2, 16), (0, 2, 256), (0, 32, 16), (0, 32, 256)]
+      (0, 2, 8), (0, 2, 64), (0, 32, 8), (0, 32, 64)]
   return {m: np.array([r[m] for r in rows]).reshape(3, 2, 2) for m in function_denoising.MEASURES}
 
 
 def test_removal_of_unseen_noise_falls_with_the_content_and_rises_with_the_noise(removal):
   unseen = removal["unseen"]
   spread = unseen.std(axis=0).max()
-  # Templates of training are removed in every cell: it is no failure to fit.
-  assert (removal["seen"] > 0.3).all() and (removal["seen"][..., 0] > 0.75).all()
+  # Templates of training are removed in every cell, ten times better: it is no failure to fit.
+  assert (removal["seen"] > 0.45).all() and (unseen < 0.045).all()
   for by_noise in unseen.mean(axis=0):
     assert by_noise[1] > by_noise[0] + 3 * spread
-  # Where there is anything to lose, that is, from some tens of templates on.
+  # Where there is anything to lose: with eight templates nothing unseen is removed at all.
   assert unseen[:, 1, 1].mean() < unseen[:, 0, 1].mean() - 3 * spread
   assert (unseen[..., 1] > unseen[..., 0]).all() and (unseen[:, 1, 1] < unseen[:, 0, 1]).all()
 
@@ -38,14 +38,12 @@ def test_the_crossover_is_not_one_of_damage_to_the_content(removal):
   assert (along[..., 1] > along[..., 0]).all() and (along[:, 1, 1] < along[:, 0, 1]).all()
 
 
-def test_doing_nothing_removes_nothing_and_the_same_study_repeats_itself():
+def test_doing_nothing_removes_nothing_and_cells_do_not_depend_on_what_else_is_studied():
   one = Study(contents=(4,), templates=(2,), seeds=1, steps=1, width=8, lr=0.0)
   untouched = function_denoising.run(one)
   # The network starts with a small last layer and learns nothing at a rate of 0.
   assert abs(untouched[0]["unseen"]) < 0.1 and 0 < untouched[0]["damage"] < 0.1
-  assert function_denoising.run(one) == untouched
   more = Study(contents=(4, 9), templates=(2, 5), seeds=1, steps=1, width=8, lr=0.0)
-  # What else is studied does not change a cell.
   assert function_denoising.run(more)[0] == pytest.approx(untouched[0], abs=1e-5)
 
 
