@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-NAMES = ("resolution", "input", "ps3", "siglip", "mae", "clip")
+NAMES = ("resolution", "input", "ps3", "siglip", "mae", "clip", "restore")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

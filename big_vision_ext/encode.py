@@ -12,6 +12,10 @@ With `--task quality` it rates pictures instead, by a CLIP (`--weights`) or an a
 (`--workdir`): `--out ratings.csv` gets scores of quality and aesthetics and the shares of the five
 levels, a row a file, and `ratings.png` shows the pictures from the best to the worst.
 
+With `--task restore` it makes better pictures of pictures: `--out DIR` gets `NAME.png`, with the 8
+or 16 bits and the alpha of the file (alpha is kept and enlarged, not restored), and
+`NAME.before_after.png`. Pictures of any size go through the model in tiles that overlap.
+
 Images are files and folders (`--image`, may be repeated) or records of a data set, whose boxes and
 captions are known (`--data DIR --split val --index N`; the caption of `--region` is a prompt).
 How long to look is a choice of the moment: `--looks`, `--tokens` and `--only-first-scales`.
@@ -33,6 +37,10 @@ from big_vision_ext.core import console
 # Options that models without looks do not have, and what they are if they are not given.
 _OF_LOOKS = {"looks": "1", "tokens": None, "only_first_scales": None, "aspect": "squash",
              "tokenizer": None, "prompt": [], "prompts": None}
+# Options of one task alone.
+_OF_TASKS = {
+    "quality": {"adapter": None, "crops": "ten_random", "short_side": 384},
+    "restore": {"tile": 256, "overlap": 32, "ensemble": False, "member": 0}}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -45,8 +53,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   weights("--weights", help="weights in another format instead: a file or folder")
   weights("--step", type=int, help="checkpoint of --workdir to take; default: the latest")
   weights("--tokenizer", help="of the prompts, for --weights that do not say")
-  weights("--task", choices=("features", "quality"), default="features",
-          help="quality: rate pictures, see above; default: features")
+  weights("--task", choices=("features", "quality", "restore"), default="features",
+          help="quality: rate pictures; restore: make better ones; see above. Default: features")
   what = parser.add_argument_group("images and prompts").add_argument
   what("--image", action="append", default=[],
        help="image file, or folder to search for images at any depth; may be repeated")
@@ -77,6 +85,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "whose scores are averaged, or the whole, reduced; default: ten_random")
   rated("--short-side", type=int, default=384, metavar="PIXELS",
         help="reduce larger pictures to this shorter side first; 0: never; default: 384")
+  restored = parser.add_argument_group("with --task restore").add_argument
+  restored("--tile", type=int, default=256, metavar="PIXELS",
+           help="side of the tiles that pictures go through the model in; default: 256")
+  restored("--overlap", type=int, default=32, metavar="PIXELS",
+           help="of neighbouring tiles, which fade into each other there; default: 32")
+  restored("--ensemble", action="store_true",
+           help="restore every tile in its eight positions and take the mean")
+  restored("--member", type=int, default=0, metavar="N",
+           help="of a population: which network; default: 0, the first")
   out = parser.add_argument_group("what to write").add_argument
   out("--out", required=True, help="folder to write to; of ratings, the table")
   out("--format", choices=tuple(features.WRITERS), default="npz", help="default: npz")
@@ -107,11 +124,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def encode(options: argparse.Namespace) -> int:
   """Encodes what the command line names and writes the results; returns the exit code."""
+  refuse_others(options)
   if options.task == "quality":
     from big_vision_ext import rating_run
 
     console.set_up_logging()
     return rating_run.rate(options)
+  if options.task == "restore":
+    from big_vision_ext import restoring_run
+
+    console.set_up_logging()
+    return restoring_run.restore(options)
   check(options)
   # Late, so that --help and mistakes in the command need not wait for jax.
   from big_vision_ext import encode_run, jobs
@@ -160,11 +183,16 @@ def _open(options: argparse.Namespace):
   return model
 
 
+def refuse_others(options: argparse.Namespace) -> None:
+  """Raises ValueError for options that are of another task."""
+  for task, own in _OF_TASKS.items():
+    for name, plain in own.items() if task != options.task else ():
+      if (value := getattr(options, name)) != plain:
+        raise ValueError(f"--{name.replace('_', '-')}={value}: is of --task {task}")
+
+
 def check(options: argparse.Namespace) -> None:
   """Raises ValueError for options that contradict each other or mean nothing."""
-  for name, plain in (("adapter", None), ("crops", "ten_random"), ("short_side", 384)):
-    if getattr(options, name) != plain:
-      raise ValueError(f"--{name.replace('_', '-')}={getattr(options, name)}: is of --task quality")
   if bool(options.workdir) == bool(options.weights):
     raise ValueError("give the model either as --workdir (a run) or as --weights (another format)")
   if options.weights and options.step is not None:

@@ -14,6 +14,7 @@ Writes a folder that another library loads, with a card (README.md) that says wh
 - `mae`            facebookresearch/mae's state dict; models of task "mae"
 - `ijepa`          facebookresearch/ijepa's state dicts; models of task "ijepa"
 - `focusmim`       RobinWeiler/FocusMIM's state dict; models of task "focusmim"
+- `restoration`    BasicSR's, SwinIR's and Restormer's state dicts; models of task "restore"
 - `uniqa`          UniQA's adapter file; runs of task "quality"
 - `stablehlo`      the encoder as a program that any jax runs; models of task "ps3" (`serialize.py`)
 
@@ -133,6 +134,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--shard_gb", type=float,
                       help="largest size of a file of ps3_torch or transformers; default: 5")
   parser.add_argument("--layout", help="of npz: loop (one array per block, the default) or scan")
+  parser.add_argument("--member", type=int, metavar="N", help="of restoration: which network of a "
+                      "population, by its place in config.model.seeds")
   parser.add_argument("--round_to_fp16", action="store_true", help="of CLIP: round matrices as "
                       "openai/CLIP does before it computes with them, to compare with it")
   program = parser.add_argument_group("of stablehlo, fixed when it is written")
@@ -151,7 +154,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   def command() -> None:
     if options.layout and options.format != "npz":
       raise ValueError(f"--layout is for --format npz, not {options.format}")
+    if options.member is not None and options.format != "restoration":
+      raise ValueError(f"--member is for --format restoration, not {options.format}")
     extra = {"layout": options.layout} if options.layout else {}
+    extra |= {} if options.member is None else {"member": options.member}
     if options.round_to_fp16 and options.format == STABLEHLO:
       raise ValueError(f"--round_to_fp16 is for formats of weights, not {STABLEHLO}")
     source = options.workdir or options.weights

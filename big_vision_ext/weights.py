@@ -119,6 +119,11 @@ def read(source: str | os.PathLike, step: int | None = None) -> convert.Weights:
                          _about_run(source, step, config, meta))
 
 
+def loop_params(params: Any) -> Tensors:
+  """Parameters in nested dicts as `read` gives them: slash names, blocks one by one."""
+  return npz.loop_layout(Tensors(trees.flatten(jax.device_get(params))))
+
+
 def is_run(source: str | os.PathLike) -> bool:
   """Whether a path is a run's directory, its checkpoints, or one of them."""
   path, _ = checkpoint.split_average(source)
@@ -132,9 +137,15 @@ def describe(task_name: str, model: Mapping[str, Any]) -> dict[str, Any]:
   if task_name == "quality":
     # Of its towers, which are weights of their own, an export says only where they were.
     return {**config_lib.to_dict(task.config), "width": task.width}
+  if task_name in ours.LISTED:
+    return _without_training(config_lib.to_dict(task.config))
   if task_name not in ours.TASKS:
     raise convert.ConvertError(f"task {task_name!r} has no weight formats; expected one of "
                                f"{', '.join(ours.TASKS)}")
+  if task_name == "restore":
+    net = {k: v for k, v in _fields(task.net).items() if k != "scale"}
+    config = config_lib.to_dict(task.config)
+    return config | {"net": dict(name=task.spec.name, scale=task.spec.scale, fields=net)}
   image = _fields(task.vision)
   for key in getattr(task, "follows", ()):
     del image[key]
@@ -270,6 +281,14 @@ def _token_ids(seen: Mapping[str, Any]) -> dict[str, int]:
     logging.warning("%s No tokenizer is exported.", error)
     return {}
   return {"pad_id": found.pad_id, "eos_id": found.eos_id}
+
+
+def _without_training(tree: Any) -> Any:
+  """Settings without those of layout and precision, at any depth: exports have one layout."""
+  if isinstance(tree, Mapping):
+    return {k: _without_training(v) for k, v in tree.items()
+            if k not in ("scan", "remat_policy", "dtype", "param_dtype")}
+  return tree
 
 
 def _fields(module: Any) -> dict[str, Any]:

@@ -56,12 +56,12 @@ def of_config(config: InputConfig) -> list[Entry]:
 
 
 def of_source(
-  source: records.RecordSource | splits.PartSource, threads: int
+  source: records.RecordSource | splits.PartSource | splits.FirstSource, threads: int
 ) -> tuple[tuple[Entry, ...], News]:
   """Returns the entries of one data set's split or part, and what could not be read of it."""
   directory, split = source.directory, source.split
   stamp = os.stat(os.path.join(directory, records.MANIFEST)).st_mtime_ns
-  return _read(directory, split, source.part, stamp, threads)
+  return _read(directory, split, source.part, stamp, threads, len(source))
 
 
 def token_rows(config: InputConfig, texts: Sequence[str]) -> Int32[np.ndarray, "n l"]:
@@ -75,7 +75,7 @@ def token_rows(config: InputConfig, texts: Sequence[str]) -> Int32[np.ndarray, "
 
 @functools.lru_cache(maxsize=16)
 def _read(
-  directory: str, split: str, part: str, stamp: int, threads: int
+  directory: str, split: str, part: str, stamp: int, threads: int, count: int
 ) -> tuple[tuple[Entry, ...], News]:
   # `stamp` makes a rebuilt data set be read again.
   del stamp
@@ -101,7 +101,7 @@ def _read(
 
   entries, news = [], News()
   with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
-    for found in pool.map(look, range(len(source))):
+    for found in pool.map(look, range(count)):
       if isinstance(found, Exception):
         news.seen += 1
         news.skip(found, directory)

@@ -14,6 +14,7 @@ from input_pipeline import (
   foreground,
   images,
   jitter,
+  pairs,
   pictures,
   randaugment,
   records,
@@ -35,7 +36,7 @@ class LabelError(ValueError):
 # What makes a record unusable; each carries the `reason` it is counted under.
 UNUSABLE = (
   records.RecordError, images.ImageError, transforms.CaptionError, LabelError,
-  foreground.ForegroundError, crop_features.FeatureError,
+  foreground.ForegroundError, crop_features.FeatureError, pairs.PairError,
 )
 
 
@@ -81,6 +82,8 @@ class ExampleMaker:
     size, length, boxes = self._config.image_size, self._config.text_len, self._config.max_boxes
     count, side = self._config.tiles, self._config.tile_size
     extra = {}
+    if self._config.pairs:
+      extra["degraded"] = images.empty((rows, size, size, 3))
     if self._config.num_classes and not whole:
       extra["label"] = np.empty((rows,), np.int32)
     if self._foreground and not whole:
@@ -152,6 +155,10 @@ class ExampleMaker:
         else transforms.random_crop(rng, *size, **shape, clamp=config.crop_clamp)
       )
       mirrored = self._write_picture(batch, row, picture, crop, rng)
+      if config.pairs:
+        x, y, w, h = crop
+        pairs.write(sample, (x, y, x + w, y + h), config.resize, batch["degraded"][row], where,
+                    mirrored=mirrored)
       if self._foreground:
         found = self._foreground.weights(sample, crop, config.image_size, where)
         batch["foreground"][row] = found[:, ::-1] if mirrored else found
@@ -318,6 +325,8 @@ class ExampleMaker:
     batch["text"][row] = self._tokenizer.tokenize("", self._config.text_len)
     batch["box"][row] = (0, 0, size, size)
     batch["is_global"][row] = True
+    if self._config.pairs:
+      batch["degraded"][row] = 127
     if self._config.max_boxes:
       batch["boxes"][row] = 0
       batch["num_boxes"][row] = 0
@@ -327,13 +336,24 @@ class ExampleMaker:
     crops.cut(pixels, box, self._config.image_size, out)
 
   def eval_image(self, sample: records.Sample, where: str) -> np.ndarray:
-    """Returns the whole image squashed to S x S, or the square in its middle resized to that."""
+    """Returns the whole image squashed to S x S, or the square in its middle resized to that.
+
+    With pairs, (S, S, 6): the degraded one behind it.
+    """
     side, (w, h) = self._config.image_size, (sample.width, sample.height)
     region, least = (0, 0, w, h), (side, side)
     if share := self._config.eval_crop:
       region, least = transforms.middle_square(w, h, side, share)
+    if self._config.eval_plain:
+      x, y, across, down = transforms.middle_crop(w, h, side)
+      region, least = (x, y, x + across, y + down), None
     picture = pictures.of(sample, where, least)
-    return picture.region(region, (side, side), self._config.resize)
+    image = picture.region(region, (side, side), self._config.resize)
+    if not self._config.pairs:
+      return image
+    degraded = np.empty_like(image)
+    pairs.write(sample, region, self._config.resize, degraded, where)
+    return np.concatenate([image, degraded], axis=-1)
 
   def _canonical(self, caption: str) -> str:
     return text.canonicalize(caption) if self._config.canonicalize else caption.strip()

@@ -97,7 +97,7 @@ def decode_image(
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
       pixels = _decode_jpeg(data, width, height, factor)
       if pixels is not None:
-        return np.ascontiguousarray(_upright(pixels, orientation))
+        return np.ascontiguousarray(upright(pixels, orientation))
     try:
       # Also the second opinion on a JPEG with harmless stray bytes, which simplejpeg refuses.
       image.load()
@@ -263,7 +263,7 @@ def _decode_jpeg(data: bytes, width: int, height: int, factor: int) -> np.ndarra
     return None
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
   """Applies an EXIF orientation to stored pixels."""
   if orientation > 4:
     pixels = pixels.transpose(1, 0, 2)

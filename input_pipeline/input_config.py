@@ -24,6 +24,10 @@ class InputConfig:
       (weights are relative and 1 if left out).
     split: the split to read.
     part: only these of its rated records, e.g. "reference_1/train"; see splits.py. "" for all.
+    group: so many examples of the stream in a row are of the same data set of a mixture: tasks of
+      meta-learning, each of a domain. The batch size is a multiple of it.
+    first: only the first so many of these: nested subsets, the 8 being among the 16. 0 for all.
+      With several data sets, of each.
     image_size: side S in pixels of the square images of a batch.
     resize: "bicubic", as published models were trained, or "fast"; see `images.resize_region`.
     tokenizer: "bytes", "sentencepiece:PATH" or "tokenizers:PATH".
@@ -64,6 +68,10 @@ class InputConfig:
       not drawn again (the random crop of TensorFlow models, and of MAE's linear probe).
     eval_crop: evaluate on the square in the middle whose side is this share of the image's shorter
       side, e.g. 0.875 for the usual "256, then the middle 224"; 0 for the whole, squashed.
+    eval_plain: evaluate on the square of image_size pixels in the middle, as it is; only an image
+      with a smaller side is enlarged. For pictures alone.
+    pairs: batches carry "degraded" beside "image", the record's degraded picture, cropped at the
+      same place; a record without one cannot be used. For pictures alone.
     eval_crops: what evaluation of rated images shows of each, at its own resolution: "ten_random",
       "five_crop", "grid" or "center" (see crops.py); "" for the whole, as of other images.
     features: a folder of features of crops (see crop_features.py) that batches carry in place of
@@ -86,6 +94,8 @@ class InputConfig:
   data: str | dict[str, dict[str, Any]]
   split: str = "train"
   part: str = ""
+  group: int = 1
+  first: int = 0
   image_size: int = 1512
   resize: str = "bicubic"
   tokenizer: str = "bytes"
@@ -113,6 +123,8 @@ class InputConfig:
   crop: str = "resized"
   crop_clamp: bool = False
   eval_crop: float = 0.0
+  eval_plain: bool = False
+  pairs: bool = False
   eval_crops: str = ""
   features: str = ""
   scores: bool = False
@@ -127,8 +139,8 @@ class InputConfig:
 
   def __post_init__(self):
     sizes = ("image_size", "text_len", "tile_size", "view_size")
-    least = dict.fromkeys((*sizes, "prefetch", "captions_per_image"), 1)
-    counts = ("tiles", "max_boxes", "num_classes", "threads", "workers", "cache_mb")
+    least = dict.fromkeys((*sizes, "group", "prefetch", "captions_per_image"), 1)
+    counts = ("tiles", "max_boxes", "num_classes", "threads", "workers", "cache_mb", "first")
     least |= dict.fromkeys(counts, 0)
     for name, low in least.items():
       value = getattr(self, name)
@@ -156,7 +168,7 @@ class InputConfig:
           + ("." if high == math.inf else f" and up to {high:g}.")
         )
     switches = ("canonicalize", "clean_captions", "sentence_sampling", "captions", "flip",
-                "crop_clamp", "scores", "one_caption")
+                "crop_clamp", "scores", "one_caption", "eval_plain", "pairs")
     for name in switches:
       if not isinstance(getattr(self, name), bool):
         raise InputError(f"input.{name} is {getattr(self, name)!r}, expected True or False.")
@@ -203,7 +215,18 @@ class InputConfig:
       )
     if isinstance(self.augment, str) and self.augment:
       randaugment.parse(self.augment)
-    for name in ("augment", "crop_clamp", "eval_crop"):
+    if self.eval_plain and (self.eval_crop or self.eval_crops):
+      raise InputError(
+        f"input.eval_plain is True with eval_crop={self.eval_crop}, eval_crops="
+        f"{self.eval_crops!r}: set one of them."
+      )
+    if self.pairs and (self.features or self.augment or self.jitter or self.eval_crops):
+      raise InputError(
+        f"input.pairs is True with features={self.features!r}, augment={self.augment!r}, jitter="
+        f"{self.jitter!r}, eval_crops={self.eval_crops!r}: the degraded picture would not follow. "
+        "Set them to their defaults."
+      )
+    for name in ("augment", "crop_clamp", "eval_crop", "eval_plain", "pairs"):
       if getattr(self, name) and self.captions:
         raise InputError(
           f"input.{name} is {getattr(self, name)!r} with captions=True: it would move what "
@@ -288,13 +311,15 @@ def open_members(config: InputConfig, split: str | None = None) -> list[Member]:
 
   Raises:
     DatasetError: one of them is no data set or has no such split.
-    PartError: or no such part.
+    PartError: or no such part, or fewer records than `first`.
   """
   members = []
   for name, path, weight in _named_paths(config.data):
     source = records.open_dataset(path, config.split if split is None else split)
     if config.part and split is None:
       source = splits.select(source, config.part, config.threads)
+    if config.first and split is None:
+      source = splits.first(source, config.first)
     members.append(Member(name, source, weight))
   return members
 

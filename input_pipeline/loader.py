@@ -78,7 +78,7 @@ def train_stream(
     (b, tiles, T, T, 3), "tile_at": int32 (b, tiles)}: tiles of the S x S image and their places in
     its raster, -1 where there is none. If num_classes > 0, there is {"label": int32 (b,)}; if
     scores, {"score": float32 (b,)}. With captions=False, "image", these two and, if it is asked
-    for, "foreground" (b, S, S) float32 are all.
+    for, "foreground" (b, S, S) float32 are all. With pairs there is "degraded", as "image".
 
   Raises:
     InputError, DatasetError, TokenizerError: at once, if it cannot start.
@@ -87,8 +87,12 @@ def train_stream(
   rows = _rows(batch_size, process_index, process_count, rows)
   if seed < 0 or start_step < 0:
     raise InputError(f"seed {seed} and first step {start_step} must not be negative.")
+  if batch_size % config.group:
+    raise InputError(
+      f"batch_size is {batch_size}, expected a multiple of input.group, {config.group}."
+    )
   batches = _TrainBatches(
-    config, Mixture(open_members(config), seed), batch_size, rows, seed, start_step
+    config, Mixture(open_members(config), seed, config.group), batch_size, rows, seed, start_step
   )
   return Stream(batches, config, judged_over=_JUDGED_OVER)
 
@@ -105,8 +109,9 @@ def eval_stream(
   """Returns a finite stream over regions, captioned images, or labelled images, in record order.
 
   Images are squashed to S x S without a crop and whole, also where training has tiles, or are the
-  square of config.eval_crop; captions are whole. The last batch is padded: rows with "mask" False
-  stand for nothing. Every process sees the same number of batches, `len(stream)`.
+  square of config.eval_crop or config.eval_plain; captions are whole. The last batch is padded:
+  rows with "mask" False stand for nothing. Every process sees the same number of batches,
+  `len(stream)`.
   To know how many regions each record has, the split is read through once (and remembered).
 
   Args:
@@ -239,7 +244,7 @@ class _TrainBatches:
     for attempt in range(_TRIES):
       rng = np.random.default_rng([self._seed, position, attempt])
       # A position whose record is unusable takes another one, as determined as the first.
-      member, index = self._mixture.draw(rng) if attempt else self._mixture[position]
+      member, index = self._mixture.draw(rng, position) if attempt else self._mixture[position]
       source = self._mixture.members[member].source
       news.seen += 1
       try:
@@ -294,7 +299,9 @@ class _EvalBatches:
       if last[1] is None:
         continue
       if crop is None:
-        batch["image"][row] = last[2]
+        batch["image"][row] = last[2][..., :3]
+        if "degraded" in batch:
+          batch["degraded"][row] = last[2][..., 3:]
       else:
         self._maker.write_crop(last[2], crop, batch["image"][row])
       self._maker.write_eval(batch, row, last[1], region)

@@ -30,9 +30,12 @@ class Mixture:
   Every member is reshuffled each time it has been gone through, and each record of a member is
   drawn once before any is drawn again. Members take turns in proportion to their weights (to about
   a hundredth of the least one), so any stretch of the stream holds the right shares.
+
+  With a `group` above 1, it is groups of so many positions that take turns, each of one member:
+  0 to group - 1, group to 2 * group - 1, ...
   """
 
-  def __init__(self, members: Sequence[Member], seed: int):
+  def __init__(self, members: Sequence[Member], seed: int, group: int = 1):
     for member in members:
       if not len(member.source):
         raise records.DatasetError(f"{member.source.name} has no records to train on.")
@@ -46,7 +49,10 @@ class Mixture:
       grain.MapDataset.range(size).shuffle(seed=_seed(seed, m.name)).repeat()
       for m, size in zip(members, self._sizes)
     ]
-    tagged = [order.map(_Tag(k)) for k, order in enumerate(orders)]
+    self._group, self._orders = group, orders
+    # Of groups, only how many of a member came before is of interest.
+    turns = orders if group == 1 else [grain.MapDataset.range(sys.maxsize // group)] * len(orders)
+    tagged = [order.map(_Tag(k)) for k, order in enumerate(turns)]
     self._order = (
       tagged[0] if len(tagged) == 1 else grain.MapDataset.mix(tagged, list(self._shares))
     )
@@ -55,11 +61,21 @@ class Mixture:
     return sys.maxsize
 
   def __getitem__(self, position: int) -> tuple[int, int]:
-    return self._order[position]
+    if self._group == 1:
+      return self._order[position]
+    number, place = divmod(position, self._group)
+    member, turn = self._order[number]
+    return member, int(self._orders[member][turn * self._group + place])
 
-  def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-    """Returns a random (member, record), for a position whose own record cannot be used."""
-    member = int(rng.choice(len(self.members), p=self._shares))
+  def draw(self, rng: np.random.Generator, position: int = 0) -> tuple[int, int]:
+    """Returns a random (member, record), for a position whose own record cannot be used.
+
+    In groups it is of the member that the position's group is of.
+    """
+    if self._group > 1:
+      member = self[position][0]
+    else:
+      member = int(rng.choice(len(self.members), p=self._shares))
     return member, int(rng.integers(self._sizes[member]))
 
 

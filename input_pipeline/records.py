@@ -62,6 +62,8 @@ class Sample:
     pyramid: the image as tiles of several sizes, in place of the file.
     mask: an encoded grey image of the size of the displayed one, white where there is foreground;
       empty where there is none.
+    degraded: the same picture with rain, noise, ...: an encoded image of its size; empty where
+      there is none.
   """
 
   id: str
@@ -78,6 +80,7 @@ class Sample:
   rating: ratings.Rating | None = None
   pyramid: pyramid_lib.Pyramid | None = None
   mask: bytes = b""
+  degraded: bytes = b""
 
 
 def encode_sample(sample: Sample) -> bytes:
@@ -105,6 +108,7 @@ def encode_sample(sample: Sample) -> bytes:
   fields |= {"label": sample.label} if sample.label is not None else {}
   fields |= {"captions": list(sample.captions)} if sample.captions else {}
   fields |= {"mask": sample.mask} if sample.mask else {}
+  fields |= {"degraded": sample.degraded} if sample.degraded else {}
   if sample.caption_sources:
     fields["caption_sources"] = list(sample.caption_sources)
   fields |= {"rating": ratings.to_fields(sample.rating)} if sample.rating is not None else {}
@@ -165,7 +169,10 @@ _FIELDS = {
 }
 # What holds the pixels, by version.
 _PIXELS = {VERSION: {"image": bytes}, PYRAMID_VERSION: {"pyramid": dict}}
-_OPTIONAL = {"label": str, "captions": list, "caption_sources": list, "rating": dict, "mask": bytes}
+_OPTIONAL = {
+  "label": str, "captions": list, "caption_sources": list, "rating": dict, "mask": bytes,
+  "degraded": bytes,
+}
 _SOURCES = frozenset(ratings.CAPTION_SOURCES)
 
 
@@ -251,6 +258,7 @@ def _sample_from(fields: Mapping[str, Any], where: str) -> Sample:
     label=label,
     captions=list(captions),
     mask=fields.get("mask", b""),
+    degraded=fields.get("degraded", b""),
     caption_sources=list(sources),
     rating=rating,
   )

@@ -169,6 +169,35 @@ class PartSource:
     return self._whole[self._chosen[index]]
 
 
+class FirstSource:
+  """The first records of a split or part: subsets of it that are nested."""
+
+  def __init__(self, whole: "records.RecordSource | PartSource", count: int):
+    self._whole, self._count = whole, count
+    self.directory, self.split, self.part = whole.directory, whole.split, whole.part
+    self.name = f"{whole.name}, the first {count}"
+    self.info = whole.info
+
+  def __len__(self) -> int:
+    return self._count
+
+  def where(self, index: int) -> str:
+    """Returns the name of a record: its shard and number."""
+    return self._whole.where(index)
+
+  def __getitem__(self, index: int) -> records.Sample:
+    if not 0 <= index < len(self):
+      raise IndexError(f"{self.name} has records 0 to {len(self) - 1}, not {index}.")
+    return self._whole[index]
+
+
+def first(source: records.RecordSource | PartSource, count: int) -> FirstSource:
+  """The first `count` records of a split or part; raises PartError if there are fewer."""
+  if count > len(source):
+    raise PartError(f"input.first is {count}, but {source.name} has {len(source)} records.")
+  return FirstSource(source, count)
+
+
 def select(source: records.RecordSource, part: str, threads: int = 2) -> PartSource:
   """The records of a part of a split. The split is read through once for it, and remembered.
 

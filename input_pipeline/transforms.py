@@ -151,6 +151,12 @@ def plain_crop(rng: np.random.Generator, width: int, height: int, size: int) -> 
   return x, y, side, side
 
 
+def middle_crop(width: int, height: int, size: int) -> Crop:
+  """The square of `size` pixels in the middle, or of the image's shorter side if that is less."""
+  side = min(size, width, height)
+  return (width - side) // 2, (height - side) // 2, side, side
+
+
 def crop_for_region(
   rng: np.random.Generator,
   width: int,

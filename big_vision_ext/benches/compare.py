@@ -134,7 +134,8 @@ def report(rows: Sequence[Mapping[str, Any]], options: Any) -> None:
 
 
 _COLUMNS: dict[str, Callable[[Any], str]] = {
-    "name": str, "mode": str, "px": str, "dtype": str, "visible": str,
+    "name": str, "mode": str, "px": str, "dtype": str, "visible": str, "members": str,
+    "per_seed_seconds": "{:.3f}".format, "per_seed_ratio": "{:.3f}".format,
     "images_per_second": "{:.1f}".format, "peer_images_per_second": "{:.1f}".format,
     "seconds": "{:.2f}".format,
     "peer_seconds": "{:.2f}".format, "time_ratio": "{:.2f}".format,

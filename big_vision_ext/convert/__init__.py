@@ -15,10 +15,11 @@ import numpy as np
 from big_vision_ext.convert import card, files, tokenizer_files
 from big_vision_ext.convert.lazy import BFLOAT16, ConvertError, Lazy, Tensors
 
-__all__ = ["DTYPES", "FORMATS", "ConvertError", "Tensors", "Weights", "detect", "read", "write"]
+__all__ = ["DTYPES", "FORMATS", "ConvertError", "Tensors", "Weights", "check_out", "detect",
+           "read", "write"]
 
-FORMATS = ("npz", "ps3_torch", "transformers", "mae", "ijepa", "focusmim", "timm", "open_clip",
-           "openai_clip", "uniqa")
+FORMATS = ("npz", "ps3_torch", "transformers", "mae", "ijepa", "focusmim", "restoration", "timm",
+           "open_clip", "openai_clip", "uniqa")
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16)}
 # Beside the weights of every export: what formats cannot say, and that we wrote the folder.
 EXPORT_FILE = "export.json"
@@ -120,11 +121,7 @@ def write(format: str, out_dir: str | os.PathLike, weights: Weights, *,
     raise ConvertError(f"format {format!r} is unknown; expected one of {', '.join(FORMATS)}")
   if dtype is not None and dtype not in DTYPES:
     raise ConvertError(f"dtype {dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
-  out = pathlib.Path(out_dir).absolute()
-  if out.exists() and not out.is_dir():
-    raise ConvertError(f"{out}: is a file, expected a folder")
-  if out.is_dir() and any(out.iterdir()) and _note(out).get("kind") != EXPORT_KIND:
-    raise ConvertError(f"{out}: holds files that are no earlier export; name a new folder")
+  out = check_out(out_dir)
   params = Tensors(weights.params)
   if dtype:
     params = Tensors({n: _cast(n, params.lazy(n), DTYPES[dtype]) for n in params})
@@ -150,6 +147,20 @@ def write(format: str, out_dir: str | os.PathLike, weights: Weights, *,
     shutil.rmtree(building, ignore_errors=True)
     raise
   return sorted(p for p in out.rglob("*") if p.is_file())
+
+
+def check_out(out_dir: str | os.PathLike) -> pathlib.Path:
+  """The folder's absolute path, if an export may be written there.
+
+  Raises:
+    ConvertError: it is a file, or holds something else than an earlier export.
+  """
+  out = pathlib.Path(out_dir).absolute()
+  if out.exists() and not out.is_dir():
+    raise ConvertError(f"{out}: is a file, expected a folder")
+  if out.is_dir() and any(out.iterdir()) and _note(out).get("kind") != EXPORT_KIND:
+    raise ConvertError(f"{out}: holds files that are no earlier export; name a new folder")
+  return out
 
 
 def _put_in_place(building: pathlib.Path, out: pathlib.Path) -> None:

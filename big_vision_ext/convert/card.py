@@ -13,7 +13,8 @@ TITLES = {
     "ijepa": "facebookresearch/ijepa (PyTorch)",
     "focusmim": "RobinWeiler/FocusMIM (PyTorch)", "timm": "timm (PyTorch)",
     "open_clip": "open_clip (PyTorch)", "openai_clip": "openai/CLIP (PyTorch)",
-    "uniqa": "UniQA's adapter (PyTorch)"}
+    "uniqa": "UniQA's adapter (PyTorch)",
+    "restoration": "BasicSR, SwinIR or Restormer (PyTorch)"}
 _TASKS = {
     "siglip": "a SigLIP model: an image tower and a text tower trained with the sigmoid loss "
               "(arXiv 2303.15343)",
@@ -30,6 +31,9 @@ _TASKS = {
              "of the teacher's features of hidden blocks (arXiv 2301.08243)",
     ours.ENCODER: "the encoder of a masked model or of a classifier: a vision transformer without "
                   "a head",
+    "cdasr": "a super-resolution network steered by what a frozen encoder sees of a picture (arXiv "
+             "2505.12391)",
+    "restore": "an image restoration network: it makes a better picture of a picture",
     "quality": "an adapter that rates the quality or the aesthetics of pictures by the features "
                "of a frozen CLIP (arXiv 2406.01069)"}
 
@@ -78,6 +82,9 @@ def _dtypes(params: Any) -> str:
 
 
 def _preprocessing(weights: Any) -> str:
+  if weights.task in ("restore", "cdasr"):
+    return ("Images: RGB of any size, divided by 255. What comes out is as many times larger as "
+            "the model's `scale` says, in 0..1, not clipped.")
   seen, image = weights.input, weights.model.get("image", {})
   size = seen.get("image_size") or (image.get("scales") or [image.get("image_size")])[-1]
   height, width = size if isinstance(size, Sequence) else (size, size)

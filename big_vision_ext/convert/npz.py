@@ -6,6 +6,7 @@ Written: `model.npz`, under `params/`, in either layout. The format says nothing
 are told from shapes, and what shapes do not tell comes from the `export.json` of our exports.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -55,14 +56,16 @@ def read(path: pathlib.Path) -> Weights:
         model["text"]["out_dim"] = params.lazy("txt/head/kernel").shape[1]
   else:
     return Weights(params, "", {})
-  tables.check(params.specs(), [({n: s}, n in ours.OPTIONAL)
-                                for n, s in ours.shapes(task, model).items()], str(path))
+  expected = ours.shapes(task, model) if task not in ours.LISTED else _listed(known, str(path))
+  tables.check(params.specs(), [({n: s}, n in ours.OPTIONAL) for n, s in expected.items()],
+               str(path))
   return Weights(params, task, model)
 
 
 def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 5e9,
-          progress: Callable | None = None, final: Any = None, layout: str = "loop") -> None:
-  """See `convert.write`.
+          progress: Callable | None = None, final: Any = None,
+          layout: str = "loop") -> Weights | None:
+  """See `convert.write`; of a task of `ours.LISTED`, the weights with their list of arrays.
 
   Args:
     out: where to.
@@ -75,7 +78,10 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 5e9,
   if layout not in LAYOUTS:
     raise ConvertError(f"layout {layout!r} is unknown; expected one of {', '.join(LAYOUTS)}")
   params = Tensors(weights.params)
-  if weights.task:
+  if weights.task in ours.LISTED:
+    arrays = {n: list(shape) for n, (shape, _) in sorted(params.specs().items())}
+    weights = dataclasses.replace(weights, meta={**weights.meta, "arrays": arrays})
+  elif weights.task:
     tables.check(params.specs(), [({n: s}, n in ours.OPTIONAL)
                                   for n, s in ours.shapes(weights.task, weights.model).items()],
                  "the weights")
@@ -83,15 +89,28 @@ def write(out: pathlib.Path, weights: Weights, *, shard_bytes: float = 5e9,
   tokenizer_files.keep(out, weights.input)
   files.write_npz(out / FILE, {f"params/{n}": params.lazy(n) for n in sorted(params)},
                   progress=progress)
+  return weights
 
 
 def usage(weights: Weights) -> str:
   """How to load an export, for its card."""
   init = json.dumps(f"E/{FILE}")
+  if weights.task in ours.LISTED:
+    return (f"In big_vision_ext: `--weights E`, and as a start `config.init = \"E\"`. With NumPy: "
+            f"`dict(np.load({init}))`; `export.json` lists the arrays and the model's settings.")
   return ("With NumPy (bfloat16 comes back as two-byte voids: `.view(ml_dtypes.bfloat16)`):\n\n"
           f"```python\nimport numpy as np\nparams = dict(np.load({init}))\n```\n\n"
           f"As a start in big_vision: `config.model_init = {init}`; in big_vision_ext: "
           "`config.init = \"E\"`. open_clip's converter reads it too.")
+
+
+def _listed(known: dict[str, Any], where: str) -> ours.Shapes:
+  """Arrays that an export lists itself, {name: shape}."""
+  arrays = known.get("meta", {}).get("arrays")
+  if not isinstance(arrays, dict):
+    raise ConvertError(f"{where}: its {EXPORT_FILE} has no list of arrays (meta.arrays); export it "
+                       "anew")
+  return {name: tuple(shape) for name, shape in arrays.items()}
 
 
 def loop_layout(params: Tensors, where: str = "the weights") -> Tensors:

@@ -7,12 +7,16 @@ The names are big_vision's (see `models/`), the blocks of an encoder one by one 
 from collections.abc import Mapping
 from typing import Any
 
+from big_vision_ext.convert import restoration_nets
 from big_vision_ext.convert.lazy import ConvertError
 
 Shapes = dict[str, tuple[int, ...]]
 
 # Tasks whose weights can be written in some format.
-TASKS = ("siglip", "clip", "ps3", "mae", "focusmim", "classify", "ijepa")
+TASKS = ("siglip", "clip", "ps3", "mae", "focusmim", "classify", "ijepa", "restore")
+# Tasks whose arrays are not said here, as networks and towers of many kinds are in them: an
+# export lists them itself, in `meta["arrays"]`. Only the format npz holds them.
+LISTED = ("cdasr",)
 # A vision transformer with its final norm and nothing else, as other libraries keep the encoder of
 # a masked model. It is a start of training and no task; the names are those it has in `mae`.
 ENCODER = "encoder"
@@ -28,14 +32,16 @@ def shapes(task: str, model: Mapping[str, Any]) -> Shapes:
     model: the task's settings with sizes written out: of `image` width, depth, mlp_dim, num_heads,
       patch_size and posemb_grid or image_size; of `text` the first four, vocab_size, text_len and,
       if it differs from the width of image vectors, out_dim; of PS3 also scales; of a classifier
-      num_classes. What has a default in the models has the same here. `text` may be None, for an
-      image tower alone.
+      num_classes; of restoration `net`, and `seeds` if they are several. What has a default in the
+      models has the same here. `text` may be None, for an image tower alone.
 
   Raises:
     ConvertError: another task, or a size that is not given.
   """
   if task not in (*TASKS, ENCODER):
     raise ConvertError(f"task {task!r} has no weight formats; expected one of {', '.join(TASKS)}")
+  if task == "restore":
+    return _restoration(model)
   image = _part(model, "image")
   alone = {"mae": _masked_autoencoder, "focusmim": _conv_autoencoder, ENCODER: vit_encoder}
   if task in alone:
@@ -177,6 +183,14 @@ def _classifier(model: Mapping[str, Any]) -> Shapes:
   out = vit_encoder(image) | ({} if normed else _norm("fc_norm", d))
   out |= {"head_norm/mean": (d,), "head_norm/var": (d,)} if probe else {}
   return out | _dense("head", d, classes)
+
+
+def _restoration(model: Mapping[str, Any]) -> Shapes:
+  """A network, or several of the same, whose arrays have an axis in front."""
+  members = len(model.get("seeds", (0,)))
+  front = (members,) if members > 1 else ()
+  found = restoration_nets.shapes(_part(model, "net"))
+  return {name: (*front, *shape) for name, shape in found.items()}
 
 
 def _joint_embedding(model: Mapping[str, Any]) -> Shapes:

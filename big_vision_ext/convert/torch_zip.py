@@ -30,7 +30,7 @@ _STORAGES = {
     "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
     "BoolStorage": np.bool_}
 # Where training programs keep the weights within what they save.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params_ema", "params")
 _NAMES = {np.dtype(kind): name for name, kind in _STORAGES.items()}
 # A page of memory may be mapped where the bytes of an array begin.
 _ALIGNMENT = 64

@@ -75,6 +75,21 @@ def make(optim: Optim, lr: float, params: Any) -> optax.GradientTransformation:
   return optax.chain(*parts)
 
 
+def check_members(optim: Optim, members: int) -> None:
+  """Raises ConfigError if the optimiser would mix the networks of a population.
+
+  Adam, AdamW and SGD look at each number alone; norms over whole trees or arrays do not.
+  """
+  if members > 1 and optim.clip_norm is not None:
+    raise ConfigError(
+        f"config.optim.clip_norm={optim.clip_norm}: the norm would be that of all {members} "
+        "members of the population together; expected None")
+  if members > 1 and optim.name not in ("adam", "adamw", "sgd"):
+    raise ConfigError(
+        f"config.optim.name={optim.name!r} looks at whole arrays, in which the {members} members "
+        "of the population are one; expected 'adam', 'adamw' or 'sgd'")
+
+
 def split(params: Any, freeze: Sequence[str]) -> tuple[Any, Any]:
   """The trained and the frozen parameters: two trees with None in place of the other's leaves.
 

@@ -41,6 +41,8 @@ DEFAULT_RULES = (
     ("layers", None),
     ("out", None),
     ("conv", None),
+    # Networks of a population, each whole: the batch is cut over the other axes.
+    ("members", "tensor"),
 )
 # A parameter of this many elements that cannot be cut as asked is worth a warning.
 _LARGE = 2**20

@@ -41,6 +41,7 @@ def plan_state(task: Any, config: Config, mesh: jax.sharding.Mesh,
   boxed = jax.eval_shape(init_params, jax.random.key(0))
   params = sharding.unbox(boxed)
   trained, _ = optimizers.split(params, config.optim.freeze)
+  optimizers.check_members(config.optim, getattr(task, "members", 1))
   tx = optimizers.make(config.optim, config.lr, trained)
 
   def init(key):

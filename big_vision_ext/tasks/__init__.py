@@ -14,6 +14,8 @@ A task is a frozen object with
 - optionally `after_update(params, step) -> params`, applied after each optimiser step, of which
   there were `step` before: for limits on parameters, and for teachers that follow,
 - optionally `follows`, fields of its model `vision` that no config gives: others decide them,
+- optionally `members`, how many networks its parameters are of along their leading axis, which no
+  optimiser may mix,
 - optionally `flops_per_example`, model FLOPs of one training example, and `forward_flops(selected)`
   of one image and text with looks of so many tokens each.
 

@@ -38,6 +38,11 @@ _OPTIONS = {
   "sample": ("seed", "train_images", "val_images"),
   "digits": ("seed", "train_images", "val_images"),
   "distorted": ("seed", "crops", "side"),
+  "backgrounds": (
+    "category*", "count", "val_count", "seed", "side", "detail", "image_dir", "long_side",
+  ),
+  "pairs": ("clean*", "rainy*", "split", "val_share"),
+  "streaks": ("clean*", "rainy*"),
   "stl10": ("images*", "limit", "shard_size", "licence"),
   "folder": ("images*", "masks"),
   "jsonl": ("images*", "annotations*", "masks"),
@@ -56,7 +61,9 @@ _OPTIONS = {
   ),
 }
 # What these take is all that is said there: they know their splits and files.
-_COMPLETE = ("sample", "digits", "stl10", "distorted", "described")
+_COMPLETE = (
+  "sample", "digits", "stl10", "distorted", "described", "backgrounds", "pairs", "streaks",
+)
 _OF_READING = (
   "split", "val_share", "limit", "shard_size", "max_skip_share", "licence", "layout",
 )
@@ -70,9 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_options(args)
     build = {
       "sample": _build_made, "digits": _build_made, "distorted": _build_made,
-      "stl10": _build_stl10, "described": _build_described,
+      "stl10": _build_stl10, "described": _build_described, "backgrounds": _build_backgrounds,
+      "pairs": _build_pairs, "streaks": _build_streaks,
     }
     set_aside = build.get(args.source, _build)(args)
+    if args.source == "streaks":
+      return 0
     print(_summary(args.out, set_aside, time.monotonic() - began, args.source))
     return 0
   except KeyboardInterrupt:
@@ -136,9 +146,19 @@ def _parser() -> argparse.ArgumentParser:
   add("--label-key", help="tfds: class label of the whole image, for evaluation")
   add("--box-key", help="tfds: boxes, as objects/bbox")
   add("--box-text-key", help="tfds: captions or labels of the boxes, as objects/label")
-  add("--seed", type=int, help="sample, digits, distorted: seed (default 0)")
+  add("--seed", type=int, help="sample, digits, distorted, backgrounds: seed (default 0)")
+  add("--category", help="backgrounds: faces, natural, comics or urban; a name with --image-dir")
+  add("--count", type=int, help="backgrounds: number of training crops (default 1024)")
+  add("--val-count", type=int, help="backgrounds: number of validation crops (default 32)")
+  add("--detail", type=float, help="backgrounds: how much there is in a drawn picture (default 1)")
+  add("--image-dir", help="backgrounds: crop the pictures of this directory")
+  add("--long-side", type=int,
+      help="backgrounds: reduce these to this longer side first (default 0, not)")
+  add("--clean", help="pairs, streaks: directory of clean pictures")
+  add("--rainy", help="pairs, streaks: directory of the same pictures with rain, or anything else")
   add("--crops", type=int, help="distorted: squares of each photograph (default 12)")
-  add("--side", type=int, help="distorted: side of a picture in pixels (default 96)")
+  add("--side", type=int, help="distorted, backgrounds: side of a picture in pixels (default 96, "
+      "128)")
   add("--train-images", type=int, help="sample, digits: number of training images")
   add("--val-images", type=int, help="sample, digits: number of validation images")
   return parser
@@ -197,6 +217,34 @@ def _build_described(args: argparse.Namespace) -> dict[str, int]:
   return captioned.build_described(
     args.out, args.images, args.annotations, threads=args.threads, progress=not args.quiet,
     **options)
+
+
+def _build_backgrounds(args: argparse.Namespace) -> dict[str, int]:
+  from input_pipeline.build import backgrounds
+
+  backgrounds.build(args.out, threads=args.threads, progress=not args.quiet, **_given(args))
+  return {}
+
+
+def _build_pairs(args: argparse.Namespace) -> dict[str, int]:
+  from input_pipeline.build import paired
+
+  paired.build(args.out, threads=args.threads, progress=not args.quiet, **_given(args))
+  return {}
+
+
+def _build_streaks(args: argparse.Namespace) -> dict[str, int]:
+  from input_pipeline.build import paired
+
+  file = paired.build_streaks(args.out, **_given(args))
+  print(f"{file} is ready; degrade with {{'kind': 'layers', 'file': '{file}'}}")
+  return {}
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+  """The format's own options that were given."""
+  return {name: getattr(args, name) for option in _OPTIONS[args.source]
+          if hasattr(args, name := option.rstrip("*"))}
 
 
 def _build(args: argparse.Namespace) -> dict[str, int]:
@@ -296,11 +344,14 @@ def _summary(out: str, set_aside: dict[str, int], seconds: float, source: str) -
     "digits": f"configs/mim/focusmim.py:data={out},small",
     "stl10": f"configs/mim/focusmim.py:data={out}",
     "distorted": f"configs/uniqa/demo.py:data={out}",
+    "backgrounds": f"configs/derain/train.py:data={out}",
+    "pairs": f"configs/derain/train.py:data={out},pairs",
     **{name: f"configs/uniqa/pretrain.py:data={out}" for name in ("uniqa", "described")},
     **{name: f"configs/uniqa/adapter.py:dataset={'other' if name == 'csv' else name},data={out},"
              "weights=W,tokenizer=clip:VOCABULARY" for name in quality.NAMES},
   }.get(source, f"configs/ps3/own_data.py:data={out}")
   system = config.split("/")[1]
-  workdir = {"mim": "runs/focusmim", "uniqa": "runs/uniqa"}.get(system, "runs/own_data")
+  workdirs = {"mim": "runs/focusmim", "uniqa": "runs/uniqa", "derain": "runs/derain"}
+  workdir = workdirs.get(system, "runs/own_data")
   lines.append(f"next: python -m big_vision_ext.train --config {config} --workdir {workdir}")
   return "\n".join(lines)

@@ -22,8 +22,8 @@ from input_pipeline import examples, loader
 from tests import toy_classes, toy_ratings
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-# common.py holds what several configs share and is none itself.
-CONFIGS = sorted(p for p in ROOT.glob("configs/*/*.py") if p.name != "common.py")
+# common.py holds what several configs share and is none itself, grid.py names others.
+CONFIGS = sorted(p for p in ROOT.glob("configs/*/*.py") if p.name not in ("common.py", "grid.py"))
 NAMES = [f"{p.parent.name}_{p.stem}" for p in CONFIGS]
 # Shrunk, they are another one's program but for a number of scales, a layout or a vocabulary, which
 # a third one has. All: BVE_ALL_CONFIGS=1 bash launch/test.sh --all tests/configs

@@ -94,3 +94,24 @@ def test_an_empty_data_set_is_named():
   member = mixture.Member("a", Empty(name="/data/a [train]"))
   with pytest.raises(records.DatasetError, match=r"/data/a \[train\] has no records to train on"):
     mixture.Mixture([member], 0)
+
+
+def test_groups_are_of_one_data_set_each_and_still_go_through_every_record_once():
+  members = [mixture.Member("a", range(7)), mixture.Member("b", range(12))]
+  mix = mixture.Mixture(members, 0, group=4)
+  rows = [mix[p] for p in range(4 * 42)]
+  groups = [rows[i:i + 4] for i in range(0, len(rows), 4)]
+  assert all(len({member for member, _ in group}) == 1 for group in groups)
+  # Both take turns: of any two groups in a row one is of either.
+  assert [g[0][0] for g in groups[:6]] in ([0, 1] * 3, [1, 0] * 3)
+  for member, size in ((0, 7), (1, 12)):
+    drawn = [record for m, record in rows if m == member]
+    assert len(drawn) == 84
+    for epoch in range(84 // size):
+      assert sorted(drawn[epoch * size:(epoch + 1) * size]) == list(range(size))
+  again = pickle.loads(pickle.dumps(mix))
+  assert [again[p] for p in range(40)] == rows[:40]
+  for position in range(0, 40, 3):
+    # What stands in for a record that cannot be used is of the same domain.
+    drawn = mix.draw(np.random.default_rng(position), position)
+    assert drawn[0] == rows[position][0]

@@ -1,0 +1,191 @@
+"""How well are pictures enlarged, and how much better after adapting to a few of their domain?
+
+Low-resolution pictures are made by MATLAB's bicubic reduction, rounded to 8 bits. PSNR and SSIM of
+luma (float, not rounded) and of RGB, without a border as wide as the scale. Data sets of a mixture
+are domains, told apart by their names; without them come the means over all pictures.
+
+With `shots`, a domain that was left out of training is adapted to: of each domain, the support of m
+pictures is a part of one pool of the most, drawn by a seed, and all others are measured, the same
+for every m. Adaptation is what meta-training did: K steps of plain SGD on all of the support.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_vision_ext.core.feed import Intake
+from big_vision_ext.evaluators import _bootstrap, _common
+from big_vision_ext.objectives import bicubic, image_metrics
+from big_vision_ext.objectives import meta as meta_lib
+from input_pipeline import input_config as input_lib
+
+_INPUT_BITS = 255.0
+
+
+class Evaluator:
+  """Means over pictures: psnr_y, psnr_rgb, ssim_y, ssim_rgb, psnr_y_low and _high (95 %), the same
+  of bicubic enlargement (bicubic_...), and `images`; `infinite` counts perfect ones, which are in
+  no mean of PSNR.
+
+  With shots: shots{m}/steps{K}/..., and gain_y over K = 0 with its paired interval.
+
+  Args:
+    task: with the output `output` and a `scale`; to adapt, the task "cdasr".
+    output: which restores.
+    crop: border left out, in pixels; None: the scale.
+    shots: numbers of support pictures, e.g. (1, 5, 10).
+    steps: numbers K of steps of adaptation; 0 measures the model as it is.
+    rate: of these; None: the rate of the task's meta-training, or 1e-2.
+    adapted: "adapter" or "all"; None: as in meta-training, or the adapter.
+    repeats: how often support is drawn, by the seeds 0, 1, ...; means are over all draws.
+    bootstrap: how often pictures are drawn anew for an interval.
+    each: psnr_y of every picture too, as each/NUMBER, for paired comparisons of runs.
+    batch_size: pictures at a time, over all processes.
+
+  Raises:
+    ValueError: the task cannot do that, or numbers make no sense.
+  """
+
+  def __init__(self, *, task, input_config, mesh, batch_sharding, output: str = "restore",
+               crop: int | None = None, shots: Sequence[int] = (),
+               steps: Sequence[int] = (0, 1, 5, 10), rate: float | None = None,
+               adapted: str | None = None, repeats: int = 1, bootstrap: int = 1000,
+               each: bool = False, batch_size: int = 16):
+    if output not in task.outputs or not hasattr(task, "scale"):
+      raise ValueError(f"super_resolution: output={output!r}: this task has "
+                       f"{', '.join(task.outputs)}; expected one that enlarges, and a scale")
+    if shots and not hasattr(task, "rows_of_pairs"):
+      raise ValueError(f"super_resolution: shots={tuple(shots)}: expected the task 'cdasr', which "
+                       "can adapt")
+    if min((*shots, 1)) < 1 or min((*steps, 0)) < 0 or repeats < 1 or bootstrap < 1:
+      raise ValueError(f"super_resolution: shots={tuple(shots)}, steps={tuple(steps)}, repeats="
+                       f"{repeats}, bootstrap={bootstrap}: expected whole numbers of at least 1 "
+                       "(steps: 0)")
+    self._task, self._input = task, input_config
+    self._mesh, self._rows = mesh, batch_sharding
+    self._crop = task.scale if crop is None else crop
+    self._shots, self._steps = sorted(set(shots)), sorted({0, *steps})
+    meta = getattr(getattr(task, "config", None), "meta", None)
+    self._rate = rate if rate is not None else meta.inner_rate if meta else 1e-2
+    self._adapted = adapted or (meta.adapted if meta else "adapter")
+    self._repeats, self._bootstrap, self._each = repeats, bootstrap, each
+    self._batch_size = _common.divisible(batch_size, batch_sharding)
+    self._measure = jax.jit(self._measured(task.outputs[output]))
+    self._plain = jax.jit(self._measured(
+        lambda _, batch: bicubic.upsample(batch["image"], task.scale)))
+    self._adapt = jax.jit(self._adapting)
+
+  def run(self, params) -> dict[str, float]:
+    with jax.set_mesh(self._mesh):
+      images, domain = self._pictures(params)
+      if len(images) == 0:
+        raise ValueError("super_resolution: the split has no pictures")
+      names = input_lib.source_names(self._input)
+      self._check_shots(domain, names)
+      found = self._over(self._measure, params, images)
+      plain = self._over(self._plain, params, images)
+      out = self._summary(found, domain, names) | {
+          f"bicubic_{k}": v for k, v in self._summary(plain, domain, names, bare=True).items()}
+      if self._shots:
+        out |= self._few_shot(params, images, domain, names)
+    return out
+
+  def _pictures(self, params) -> tuple[np.ndarray, np.ndarray]:
+    """All pictures, uint8 (n, s, s, 3), and the number of the domain of each."""
+    same = jax.jit(lambda _, batch: {"image": batch["image"]})
+    stream = _common.batches(self._input, "all", self._batch_size, self._rows)
+    found = _common.collect(same, params, stream)
+    sizes = [len(m.source) for m in input_lib.open_members(self._input)]
+    return found["image"], np.searchsorted(np.cumsum(sizes), found["image_index"], side="right")
+
+  def _check_shots(self, domain, names) -> None:
+    for k, name in enumerate(names):
+      count = int((domain == k).sum())
+      if self._shots and count <= self._shots[-1]:
+        raise ValueError(f"super_resolution: domain {name!r} has {count} pictures; expected more "
+                         f"than the {self._shots[-1]} that are adapted to")
+
+  def _measured(self, restore: Callable) -> Callable:
+    def measured(params, batch):
+      high = batch["image"].astype(jnp.float32) / _INPUT_BITS
+      low = bicubic.quantize(bicubic.downsample(high, self._task.scale))
+      restored = restore(params, {"image": low})
+      return {f"{name}_{channel}": measure(restored, high, crop=self._crop, channel=channel)
+              for name, measure in (("psnr", image_metrics.psnr), ("ssim", image_metrics.ssim))
+              for channel in ("y", "rgb")}
+
+    return measured
+
+  def _over(self, fn: Callable, params: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    """`fn` of all pictures, a batch at a time; the last is filled up with its last picture."""
+    size, parts = self._batch_size, []
+    intake = Intake(self._rows, size)
+    for start in range(0, len(images), size):
+      part = images[start:start + size]
+      filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+      found = _common.to_host(fn(params, intake({"image": filled[intake.rows]})))
+      parts.append({k: v[:len(part)] for k, v in found.items()})
+    return {k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]}
+
+  def _adapting(self, params, support, steps):
+    """The parameters after so many steps on support pictures (m, s, s, 3), uint8."""
+    task = self._task
+    rows = task.rows(params, support.astype(jnp.float32) / _INPUT_BITS)
+    phi, rest = meta_lib.split(params, task.patterns(self._adapted), "adapted")
+    loss = lambda phi, _: task.loss_of(meta_lib.merge(phi, rest), rows)[0]
+    return meta_lib.merge(meta_lib.descend(loss, phi, steps, self._rate), rest)
+
+  def _few_shot(self, params, images, domain, names) -> dict[str, float]:
+    found: dict[tuple[int, int], list] = {}
+    domains: list[np.ndarray] = []
+    for k in range(len(names)):
+      mine, most = np.flatnonzero(domain == k), self._shots[-1]
+      for seed in range(self._repeats):
+        # Hashed with the domain's number: equal sizes would share their draw.
+        order = np.random.default_rng([seed, k]).permutation(mine)
+        pool, queries = order[:most], np.sort(order[most:])
+        domains.append(np.full(len(queries), k))
+        for m in self._shots:
+          now, at = params, 0
+          for steps in self._steps:
+            if steps > at:
+              now = self._adapt(now, images[pool[:m]], steps - at)
+            at = steps
+            found.setdefault((m, steps), []).append(self._over(self._measure, now, images[queries]))
+    of = np.concatenate(domains)
+    out = {}
+    for (m, steps), parts in found.items():
+      joined = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
+      before = np.concatenate([p["psnr_y"] for p in found[m, 0]])
+      prefix = f"shots{m}/steps{steps}/"
+      out |= {prefix + key: v for key, v in self._summary(joined, of, names).items()}
+      gain = joined["psnr_y"] - before
+      gain = gain[np.isfinite(gain)]
+      if steps and len(gain):
+        low, high = _bootstrap.interval(gain, self._bootstrap)
+        out |= {f"{prefix}gain_y": float(gain.mean()), f"{prefix}gain_y_low": low,
+                f"{prefix}gain_y_high": high}
+    return out
+
+  def _summary(self, found, domain, names, bare: bool = False) -> dict[str, float]:
+    """Means over all pictures, and of several domains over those of each."""
+    out = {}
+    groups = [("", np.ones(len(domain), bool))]
+    if len(names) > 1:
+      groups += [(f"{name}/", domain == k) for k, name in enumerate(names) if (domain == k).any()]
+    for prefix, mine in groups:
+      for key, values in found.items():
+        finite = values[mine][np.isfinite(values[mine])]
+        out[prefix + key] = float(finite.mean()) if len(finite) else float("inf")
+        if key == "psnr_y" and not bare:
+          out[f"{prefix}images"] = float(mine.sum())
+          out[f"{prefix}infinite"] = float(mine.sum() - len(finite))
+          if len(finite):
+            low, high = _bootstrap.interval(finite, self._bootstrap)
+            out |= {f"{prefix}psnr_y_low": low, f"{prefix}psnr_y_high": high}
+    if self._each and not bare:
+      out |= {f"each/{i:04d}": float(v) for i, v in enumerate(found["psnr_y"])}
+    return out
