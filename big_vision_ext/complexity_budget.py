@@ -104,9 +104,8 @@ def of_backgrounds(data: str, counts: Sequence[int], measure: str, split: str = 
   return {n: complexity.components(crops[:n])[measure] for n in counts}
 
 
-def of_rain(ranges: Sequence[str], side: int, measure: str, seed: int = 0, count: int = _LAYERS
-            ) -> dict[str, float]:
-  """Complexity of so many layers of rain of each range, of side x side pixels.
+def of_rain(ranges: Sequence[str], side: int, measure: str, seed: int = 0) -> dict[str, float]:
+  """Complexity of some layers of rain of each range, of side x side pixels.
 
   Raises:
     ValueError: an unknown range.
@@ -114,7 +113,7 @@ def of_rain(ranges: Sequence[str], side: int, measure: str, seed: int = 0, count
   import jax
 
   from big_vision_ext.objectives import rain
-  keys = jax.random.split(jax.random.key(seed), count)
+  keys = jax.random.split(jax.random.key(seed), _LAYERS)
   found = {}
   for name in ranges:
     if name not in rain.RANGES:
@@ -271,8 +270,9 @@ def _choose(options: argparse.Namespace) -> int:
     counts = [int(n) for n in options.n.split("+")]
   except ValueError as error:
     raise ValueError(f"--n {options.n}: expected whole numbers, as 8+16+32") from error
-  if min(counts) < 1:
-    raise ValueError(f"--n {options.n}: expected numbers of at least 1")
+  if min(counts) < 1 or not options.ratio > 0:
+    raise ValueError(f"--n {options.n}, --ratio {options.ratio:g}: expected numbers of at least 1, "
+                     "and a ratio above 0")
   side = records.open_dataset(options.data, "train")[0].height
   backgrounds = of_backgrounds(options.data, counts, options.measure)
   rain = of_rain(options.ranges.split("+"), side, options.measure)

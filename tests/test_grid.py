@@ -50,7 +50,7 @@ def test_cells_are_all_combinations_and_each_is_a_config(small):
   config = config_lib.resolve(config_lib.load(found[1].config, small.overrides))
   assert (config.model["seeds"], config.input["first"]) == ((0, 1, 2), 4)
   assert config.total.value == 2 and config.input["data"].endswith("data/faces")
-  assert config.lr == 0.002 and config.optim.clip_norm is None
+  assert config.lr == 0.005 and config.optim.clip_norm is None
 
 
 def test_every_cell_of_the_shipped_grid_is_a_config():
@@ -85,7 +85,7 @@ def test_a_folder_of_other_settings_is_refused(small, tmp_path, monkeypatch):
   out, quiet = tmp_path / "out", lambda _: None
   monkeypatch.setattr(grid, "report", lambda out: "")
   grid.run(small, out, Trainer(stop_at=2), log=quiet)
-  other = grid.load(f"configs/derain/grid.py:{ARG},data={tmp_path / 'data'},width=10")
+  other = grid.load(f"configs/derain/grid.py:{ARG},data={tmp_path / 'data'},width=14")
   with pytest.raises(grid.GridError, match="small-2 was run with other settings"):
     grid.run(other, out, Trainer(), log=quiet)
   # How often is logged changes no result.

@@ -12,8 +12,8 @@ what counts as background else is half wet. They are of sums over the whole spli
 pictures. `psnr` (dB) and `ssim` are means over pictures, of whole ones; `psnr_input` is that of the
 degraded ones, and of pictures that are equal, whose PSNR is infinite, there are `psnr_equal`.
 
-Of a population each is the mean over its members, `_std` the deviation over them, and
-`seed_N/` has each member's own.
+Of a population each is the mean over its members, `_std` the deviation over them, of those that
+have a number, and `seed_N/` has each member's own.
 """
 
 import zlib
@@ -116,9 +116,10 @@ class Evaluator:
       # A member without equal pictures has none to count.
       missing = 0.0 if key.endswith("_equal") else np.nan
       values = np.array([m.get(key, missing) for m in members])
-      out[key] = float(values.mean())
+      told = values[np.isfinite(values)]
+      out[key] = float(told.mean()) if len(told) else float("nan")
       if len(members) > 1 and key != "psnr_input":
-        out[f"{key}_std"] = float(values.std(ddof=1))
+        out[f"{key}_std"] = float(told.std(ddof=1)) if len(told) > 1 else float("nan")
         out |= {f"seed_{seed}/{key}": float(v) for seed, v in zip(self._seeds, values)}
     return out
 

@@ -159,17 +159,20 @@ class Task:
     Metrics: `member_loss`, their mean, `member_spread`, their standard deviation where there are
     several, and `psnr` of the outputs, dB, mean over pictures and members.
     """
-    seeds = jnp.asarray(self.config.seeds, jnp.uint32)
-    one = lambda p, seed: self.member_loss(p, batch, jax.random.fold_in(rng, seed), train)
-    losses, psnr = self._each(one, params, seeds)
+    keys = jax.vmap(lambda seed: jax.random.fold_in(rng, seed))(
+      jnp.asarray(self.config.seeds, jnp.uint32))
+    draw = lambda key: self.views(batch, key, train)
+    # A loop of the program itself, compiled once; networks are not in it, whose convolutions CPUs
+    # compute slowly there.
+    views = jax.lax.map(draw, keys) if self._loops and self.members > 1 else jax.vmap(draw)(keys)
+    losses, psnr = self._each(lambda p, seen: self.member_loss(p, *seen, train), params, views)
     metrics = {"member_loss": losses.mean(), "psnr": psnr.mean()}
     if self.members > 1:
       metrics["member_spread"] = losses.std(ddof=1)
     return losses.sum(), metrics
 
-  def member_loss(self, params, batch, key: Key[Array, ""], train: bool):
-    """One member's loss and the mean PSNR of its outputs, by its parameters and its key."""
-    clean, degraded = self.views(batch, key, train)
+  def member_loss(self, params, clean, degraded, train: bool):
+    """One member's loss and the mean PSNR of its outputs, by its parameters and what it sees."""
     out = self._apply(params, degraded, train)
     error = out.astype(jnp.float32) - clean
     psnr = -10.0 * jnp.log10(jnp.maximum(jnp.mean(error**2, axis=(1, 2, 3)), 1e-10)).mean()
@@ -226,7 +229,7 @@ class Task:
   def restore_all(self, params, batch) -> Float[Array, "k b Y X 3"]:
     """As `restore`, of all members, also where there is only one."""
     image = to_float(batch["image"])
-    return self._each(lambda p, _: self._apply(p, image), params, jnp.arange(self.members))
+    return self._each(lambda p, _: self._apply(p, image), params, ())
 
   def member(self, params, index: int) -> Any:
     """The parameters of one member, as of a run of its seed alone."""
@@ -244,16 +247,17 @@ class Task:
   def _apply(self, params, image, train: bool = False):
     return self.net.apply({"params": params}, image, train=train)[0].astype(jnp.float32)
 
-  def _each(self, fn, params, values):
-    """`fn(a member's parameters, its value)` of all members, results stacked."""
+  @property
+  def _loops(self) -> bool:
     how = self.config.population
-    if how == "auto":
-      how = "loop" if attention.platform() == "cpu" else "vmap"
-    if self.members == 1:
-      return jax.tree.map(lambda x: x[None], fn(params, values[0]))
-    if how == "vmap":
+    return attention.platform() == "cpu" if how == "auto" else how == "loop"
+
+  def _each(self, fn, params, values):
+    """`fn(a member's parameters, its values)` of all members, results stacked."""
+    if self.members > 1 and not self._loops:
       return jax.vmap(fn)(params, values)
-    found = [fn(self.member(params, i), values[i]) for i in range(self.members)]
+    found = [fn(self.member(params, i), jax.tree.map(lambda v, i=i: v[i], values))
+             for i in range(self.members)]
     return jax.tree.map(lambda *xs: jnp.stack(xs), *found)
 
 

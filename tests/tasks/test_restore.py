@@ -9,11 +9,13 @@ import pytest
 from big_vision_ext import tasks
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import counted, optimizers, sharding, step, trees, typed
+from input_pipeline.build import painters
 
 NET = {"name": "msrresnet", "fields": {"width": 8, "depth": 1}}
 RAIN = {"kind": "rain", "range": dict(amount=(0.01, 0.01), width=(1, 3), length=(4, 8),
                                       angle=((-20, 20),))}
-MODEL = {"net": NET, "image_size": 16, "degrade": RAIN}
+# Noise is compiled in less time than rain.
+MODEL = {"net": NET, "image_size": 16, "degrade": {"kind": "noise"}}
 
 
 def make(**changes):
@@ -86,23 +88,24 @@ def test_members_differ_in_everything_that_is_their_own(population):
   task, params, _ = population
   kernel = trees.flatten(init(task))["first/kernel"]
   assert kernel.shape[0] == 3 and np.abs(kernel[0] - kernel[1]).max() > 1e-3
-  views = [task.views({"image": images()}, jax.random.fold_in(jax.random.key(0), s), True)
-           for s in (3, 0)]
-  # Half of the rows each, turned and rained on by their own keys.
+  draw = jax.jit(lambda seed: task.views(
+    {"image": images()}, jax.random.fold_in(jax.random.key(0), seed), True))
+  views = [draw(3), draw(0)]
+  # Half of the rows each, turned and made noisy by their own keys.
   assert views[0][0].shape == (4, 16, 16, 3)
   assert np.abs(views[0][0] - views[1][0]).max() > 0.1
-  rain = [np.asarray(d - c) for c, d in views]
-  assert np.abs(rain[0] - rain[1]).max() > 0.1 and min(r.max() for r in rain) > 0.1
+  noise = [np.asarray(d - c) for c, d in views]
+  assert np.abs(noise[0] - noise[1]).max() > 0.1 and min(n.std() for n in noise) > 0.01
 
 
 def test_a_rows_degradation_depends_on_its_place_and_the_key_alone():
-  task, key = make(), jax.random.key(2)
-  whole = task.views({"image": images(8)}, key, True)
-  part = task.views({"image": images(8)[:3]}, key, True)
+  task = make(degrade=RAIN)
+  draw = jax.jit(lambda key, image: task.views({"image": image}, key, True))
+  whole, part = (draw(jax.random.key(2), images(8)[:n]) for n in (8, 3))
   for a, b in zip(whole, part):
     # Rounded to 8 bits: how a batch is cut may move a value across an edge, by one level.
     np.testing.assert_allclose(a[:3], b, atol=1.01 / 255)
-  other = task.views({"image": images(8)}, jax.random.key(3), True)
+  other = draw(jax.random.key(3), images(8))
   assert np.abs(other[1] - whole[1]).max() > 0.1
   levels = np.asarray(whole[1]) * 255
   np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
@@ -112,12 +115,13 @@ def test_pictures_are_turned_in_all_eight_ways_and_their_pairs_alike():
   task = make(degrade=None)
   picture = images(1, seed=4)
   batch = {"image": np.repeat(picture, 64, 0), "degraded": 255 - np.repeat(picture, 64, 0)}
-  clean, degraded = task.views(batch, jax.random.key(0), True)
+  clean, degraded = jax.jit(lambda key: task.views(batch, key, True))(jax.random.key(0))
   np.testing.assert_allclose(clean, 1 - degraded, atol=1e-6)
   turns = {np.rot90(p, k).tobytes() for p in (picture[0], picture[0][:, ::-1]) for k in range(4)}
   assert {np.rint(np.asarray(c) * 255).astype(np.uint8).tobytes() for c in clean} == turns
   still, _ = task.views(batch, jax.random.key(0), False)
-  np.testing.assert_array_equal(still, batch["image"].astype(np.float32) / 255)
+  # Division by 255, or multiplication by its inverse.
+  np.testing.assert_allclose(still, batch["image"] / np.float32(255), atol=1e-7)
 
 
 def test_the_population_is_cut_over_the_mesh_and_gives_the_same():
@@ -141,9 +145,9 @@ def test_the_population_is_cut_over_the_mesh_and_gives_the_same():
 def test_the_loss_is_that_of_its_name(loss, of):
   task = make(loss=loss)
   params, batch, rng = init(task), {"image": images()}, jax.random.key(4)
-  clean, degraded = task.views(batch, jax.random.fold_in(rng, 0), True)
+  clean, degraded = jax.jit(lambda key: task.views(batch, key, True))(jax.random.fold_in(rng, 0))
   error = np.float64(task.restore(params, {"image": degraded})) - np.float64(clean)
-  found, metrics = task.loss(params, batch, rng, True)
+  found, metrics = jax.jit(lambda p: task.loss(p, batch, rng, True))(params)
   # float32 sums beside float64 ones.
   np.testing.assert_allclose(found, of(error), rtol=1e-5)
   psnr = (-10 * np.log10((error**2).mean(axis=(1, 2, 3)))).mean()
@@ -209,29 +213,23 @@ def test_arithmetic_is_counted_as_by_hand():
 
 @pytest.mark.slow
 def test_a_small_network_learns_to_take_rain_off_eight_crops():
-  """Seen rain on the crops of training: well above the pictures as they came."""
-  task = make(net={"name": "msrresnet", "fields": {"width": 16, "depth": 2}}, image_size=24,
-              augment=False)
-  batch = {"image": images(8, 24)}
-  params = init(task)
-  tx = optax.adam(3e-3)
+  """Rain that is drawn anew at each step, on the crops of training."""
+  task = make(image_size=24, augment=False, degrade=RAIN)
+  crops = [painters.faces(np.random.default_rng(i), 24, 1.0) // 2 for i in range(8)]
+  batch, params = {"image": np.stack(crops)}, init(task)
+  tx = optax.adam(1e-2, b2=0.99)
   state = tx.init(params)
 
   @jax.jit
-  def run(params, state, rng):
-    def one(carry, key):
-      params, state = carry
-      (_, metrics), grads = jax.value_and_grad(
-        lambda p: task.loss(p, batch, key, True), has_aux=True)(params)
-      updates, state = tx.update(grads, state)
-      return (optax.apply_updates(params, updates), state), metrics["psnr"]
-    for key in jax.random.split(rng, 2):  # Convolutions within a loop are slow on CPUs.
-      (params, state), psnr = one((params, state), key)
-    return params, state, psnr
+  def one(params, state, key):
+    (_, metrics), grads = jax.value_and_grad(
+      lambda p: task.loss(p, batch, key, True), has_aux=True)(params)
+    updates, state = tx.update(grads, state)
+    return optax.apply_updates(params, updates), state, metrics["psnr"]
 
   found = []
-  for i in range(150):
-    params, state, psnr = run(params, state, jax.random.key(i))
+  for i in range(240):
+    params, state, psnr = one(params, state, jax.random.key(i))
     found.append(float(psnr))
-  # 300 steps: from some 15 dB, where nothing is done.
-  assert np.mean(found[-10:]) > np.mean(found[:3]) + 6
+  # From 17 dB, where next to nothing is done, by 12 dB; half of that is asked for.
+  assert found[0] < 18 and np.mean(found[-20:]) > found[0] + 6
