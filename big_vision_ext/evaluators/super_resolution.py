@@ -60,6 +60,10 @@ class Evaluator:
     if shots and not hasattr(task, "rows_of_pairs"):
       raise ValueError(f"super_resolution: shots={tuple(shots)}: expected the task 'cdasr', which "
                        "can adapt")
+    if adapted is not None and shots:
+      task.patterns(adapted)
+    if rate is not None and not rate >= 0:
+      raise ValueError(f"super_resolution: rate={rate}: expected at least 0")
     if min((*shots, 1)) < 1 or min((*steps, 0)) < 0 or repeats < 1 or bootstrap < 1:
       raise ValueError(f"super_resolution: shots={tuple(shots)}, steps={tuple(steps)}, repeats="
                        f"{repeats}, bootstrap={bootstrap}: expected whole numbers of at least 1 "
@@ -84,6 +88,7 @@ class Evaluator:
       if len(images) == 0:
         raise ValueError("super_resolution: the split has no pictures")
       names = input_lib.source_names(self._input)
+      self._check_shots(domain, names)
       found = self._over(self._measure, params, images)
       plain = self._over(self._plain, params, images)
       out = self._summary(found, domain, names) | {
@@ -99,6 +104,13 @@ class Evaluator:
     found = _common.collect(same, params, stream)
     sizes = [len(m.source) for m in input_lib.open_members(self._input)]
     return found["image"], np.searchsorted(np.cumsum(sizes), found["image_index"], side="right")
+
+  def _check_shots(self, domain, names) -> None:
+    for k, name in enumerate(names):
+      count = int((domain == k).sum())
+      if self._shots and count <= self._shots[-1]:
+        raise ValueError(f"super_resolution: domain {name!r} has {count} pictures; expected more "
+                         f"than the {self._shots[-1]} that are adapted to")
 
   def _measured(self, restore: Callable) -> Callable:
     def measured(params, batch):
@@ -133,11 +145,8 @@ class Evaluator:
   def _few_shot(self, params, images, domain, names) -> dict[str, float]:
     found: dict[tuple[int, int], list] = {}
     domains: list[np.ndarray] = []
-    for k, name in enumerate(names):
+    for k in range(len(names)):
       mine, most = np.flatnonzero(domain == k), self._shots[-1]
-      if len(mine) <= most:
-        raise ValueError(f"super_resolution: domain {name!r} has {len(mine)} pictures; expected "
-                         f"more than the {most} that are adapted to")
       for seed in range(self._repeats):
         # Hashed with the domain's number: equal sizes would share their draw.
         order = np.random.default_rng([seed, k]).permutation(mine)

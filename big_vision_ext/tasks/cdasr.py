@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vision_ext.core import counted, flops, typed
+from big_vision_ext.core import counted, flops, sharding, typed
 from big_vision_ext.models import attention, cdasr, restoration
 from big_vision_ext.objectives import bicubic, masks
 from big_vision_ext.objectives import meta as meta_lib
@@ -109,8 +109,8 @@ class Config:
     net: a network of `models.restoration` and its scale; see `tasks.restore.NetConfig`.
     image_size: side of the high-resolution training pictures, as `input.image_size`.
     encoder: the frozen tower; None where nothing needs one.
-    condition: what steers: the "encoder"'s vector of the picture; or, as controls (lowlevel.md,
-      9.1) with as many parameters, the vector of another picture of the batch ("shuffled") or the
+    condition: what steers: the "encoder"'s vector of the picture; or, as controls with as
+      many parameters, the vector of another picture of the batch ("shuffled") or the
       same for all ("constant"); or "none", the network alone.
     align: sizes of the alignment.
     weights: of the terms of the loss.
@@ -146,8 +146,8 @@ class Task:
     c = self.config
     set_field = lambda name, value: object.__setattr__(self, name, value)
     if c.net.scale < 2:
-      raise typed.ConfigError(f"config.model.net.scale={c.net.scale}: expected at least 2, how many "
-                              "times larger pictures become")
+      raise typed.ConfigError(f"config.model.net.scale={c.net.scale}: expected at least 2, how "
+                              "many times larger pictures become")
     try:
       set_field("net", restoration.build(
           c.net.name, scale=c.net.scale, **_towers.plain(c.net.fields)))
@@ -157,8 +157,8 @@ class Task:
     unit = self.scale * self.net.multiple
     if c.image_size < unit or c.image_size % unit:
       raise typed.ConfigError(
-          f"config.model.image_size={c.image_size}: expected a multiple of {unit}, scale times what "
-          f"sides of {c.net.name!r} divide by")
+          f"config.model.image_size={c.image_size}: expected a multiple of {unit}, scale times "
+          f"what sides of {c.net.name!r} divide by")
     needs = [name for name in ("perceptual", "semantic") if getattr(c.weights, name)]
     needs = [f"weights.{n}={getattr(c.weights, n)}" for n in needs]
     needs += [f"condition={c.condition!r}"] * (c.condition != "none")
@@ -182,7 +182,9 @@ class Task:
     return self.patterns(self.config.meta.adapted if self.config.meta else "adapter")
 
   def patterns(self, adapted: str) -> tuple[str, ...]:
-    """Patterns of the parameters that "adapter" or "all" stands for."""
+    """Patterns of the parameters that "adapter" or "all" stands for; raises ValueError for more."""
+    if adapted not in _ADAPTED:
+      raise ValueError(f"adapted={adapted!r}: expected one of {', '.join(_ADAPTED)}")
     patterns = _ADAPTED[adapted]
     return patterns if self.align is not None else patterns[1:]
 
@@ -245,6 +247,7 @@ class Task:
   def loss(self, params, batch, rng, train: bool):
     """The weighted sum of terms; with `meta` after adaptation, and how much that helped."""
     _towers.check_image(batch["image"], self.image_size)
+    self._check_rows(len(batch["image"]))
     high = restore.to_float(batch["image"])
     if train and self.config.augment:
       keys = masks.sample_keys(jax.random.fold_in(rng, 1), len(high))
@@ -295,15 +298,9 @@ class Task:
     return sum(getattr(w, name) * x for name, x in terms.items()), terms
 
   def _meta_loss(self, params, rows):
-    """Mean over tasks of the weighted losses of queries along the inner steps (lowlevel.md, 9.1)."""
+    """Mean over tasks of the weighted losses of queries along the inner steps."""
     m = self.config.meta
-    size = m.support + m.query
-    if (found := len(rows["low"])) != m.tasks * size:
-      raise typed.ConfigError(
-          f"a batch of {found} rows: expected config.batch_size={m.tasks * size}, "
-          f"config.model.meta.tasks={m.tasks} times {m.support} support and {m.query} query rows "
-          "(and optim.accum_steps=1)")
-    rows = jax.tree.map(lambda x: x.reshape(m.tasks, size, *x.shape[1:]), rows)
+    rows = jax.tree.map(lambda x: x.reshape(m.tasks, m.support + m.query, *x.shape[1:]), rows)
 
     def one(params, task):
       phi, rest = meta_lib.split(params, self.adapted, "config.model.meta.adapted")
@@ -314,12 +311,24 @@ class Task:
           phi, steps=m.inner_steps, rate=m.inner_rate, order=m.order)
 
     loop = m.parallel == "loop" or m.parallel == "auto" and attention.platform() == "cpu"
-    losses = meta_lib.over_tasks(one, params, rows, loop)
+    try:
+      losses = meta_lib.over_tasks(one, params, rows, loop)
+    except sharding.ShardingError as error:
+      raise typed.ConfigError(f"config.model.meta.tasks={m.tasks}: every device adapts to whole "
+                              f"tasks, and {error}; expected a multiple of that") from error
     support, query = jax.tree.map(lambda x: x.mean(axis=0), losses)
     weights = meta_lib.query_weights(
         jax.lax.stop_gradient(params["meta_step"]), m.inner_steps, m.anneal_steps, m.floor)
     return jnp.sum(weights * query), {
         "support_before": support[0], "query_first": query[0], "query_last": query[-1]}
+
+  def _check_rows(self, rows: int) -> None:
+    m = self.config.meta
+    if m and rows != m.tasks * (m.support + m.query):
+      raise typed.ConfigError(
+          f"a batch of {rows} rows: expected config.batch_size={m.tasks * (m.support + m.query)}, "
+          f"config.model.meta.tasks={m.tasks} times {m.support} support and {m.query} query rows "
+          "(and optim.accum_steps=1)")
 
   def condition(self, params, batch, rng=None):
     """(b, d): the vectors that steer, of low-resolution pictures `image`, uint8 or in [0, 1].

@@ -86,7 +86,7 @@ def test_the_high_resolution_reaches_the_loss_and_nothing_that_restores(params):
 
 
 def test_low_resolution_is_matlabs_in_8_bits(params):
-  rows = task().rows(params, pixels(), None)
+  rows = task(condition="none", encoder=None).rows(params, pixels())
   low = np.asarray(rows["low"], np.float64) * 255
   np.testing.assert_allclose(low, np.round(low), atol=1e-4)
   # In the interior: Keys' kernel stretched by two, eight taps.
@@ -118,9 +118,10 @@ def test_vectors_are_those_of_the_towers_own_task(spec):
   t = task(encoder=spec, weights=dict(perceptual=1.0, semantic=1.0))
   image = batch(3)["image"]
   words = np.zeros((1, own.text.text_len), np.int32)
-  both = sharding.unbox(own.init(jax.random.key(3), {"image": image, "text": words}))
+  spec = jax.eval_shape(
+      lambda: sharding.unbox(own.init(jax.random.key(3), {"image": image, "text": words})))
   rng = np.random.default_rng(0)
-  both = jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), both)
+  both = jax.tree.map(lambda x: rng.normal(0.1, 0.2, x.shape).astype(np.float32), spec)
   got, tokens = jax.jit(lambda p, x: t.encoder(p, x, blocks=True))(
       both["img"], image.astype(np.float32) / 255)
   want = jax.jit(own.outputs["image"])(both, {"image": image})
@@ -144,16 +145,20 @@ def test_controls_have_as_many_parameters_and_do_not_see_the_picture(params):
     t = task(condition=kind)
     spec = jax.eval_shape(lambda t=t: sharding.unbox(t.init(jax.random.key(0), {})))
     assert jax.tree.map(jnp.shape, spec) == jax.tree.map(jnp.shape, params)
-    vectors[kind] = np.asarray(t.rows(params, pixels(), jax.random.key(1))["vector"])
+    vectors[kind] = np.asarray(jax.jit(t.condition)(
+        params, {"image": pixels()}, jax.random.key(1)))
   own, others = vectors["encoder"], vectors["shuffled"]
-  np.testing.assert_array_equal(np.unique(own, axis=0), np.unique(others, axis=0))
+  # The same vectors, in another order; programs may round differently.
+  at = np.abs(own[:, None] - others[None]).max(-1)
+  np.testing.assert_allclose(at.min(axis=0), 0, atol=1e-6)
+  assert sorted(at.argmin(axis=0)) == list(range(6))
   assert np.abs(own - others).max() > 1e-2
   assert len(np.unique(vectors["constant"], axis=0)) == 1
   np.testing.assert_allclose(np.linalg.norm(vectors["constant"], axis=1), 1, rtol=1e-6)
   # To restore, each has the next one's, and none of one picture.
   low = {"image": pixels()[:3, :8, :8]}
-  np.testing.assert_array_equal(task(condition="shuffled").condition(params, low)[1:],
-                                task().condition(params, low)[:-1])
+  np.testing.assert_allclose(jax.jit(task(condition="shuffled").condition)(params, low)[1:],
+                             jax.jit(task().condition)(params, low)[:-1], atol=1e-6)
   plain = task(condition="none", encoder=None)
   names = trees.names(plain.init(jax.random.key(0), {}))
   assert all(n.startswith("net/") for n in names)
@@ -199,19 +204,17 @@ def test_the_meta_loss_is_the_one_written_out_and_so_is_its_gradient(params):
   assert np.abs(found["net/first/kernel"]).max() > 0 and found["meta_step"] == 0
 
 
-def test_orders_agree_where_nothing_is_learned_inside_and_only_there(params):
-  # All of the network: of its last layer alone, the loss is made of planes, which do not bend.
+def test_orders_agree_where_nothing_is_learned_inside(params):
   net = {"net": params["net"], "meta_step": np.float32(50)}
   grads = {}
-  for order, rate in ((1, 0.0), (2, 0.0), (1, 0.5), (2, 0.5)):
+  for order in (1, 2):
     t = task(condition="none", encoder=None, augment=False,
-             meta=META | dict(order=order, inner_rate=rate, adapted="all"))
-    grads[order, rate] = jax.jit(jax.grad(
+             meta=META | dict(order=order, inner_rate=0.0, adapted="all"))
+    grads[order] = jax.jit(jax.grad(
         lambda p, t=t: t.loss(p, batch(), jax.random.key(0), True)[0]))(net)["net"]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-               grads[1, 0.0], grads[2, 0.0])
-  a, b = (np.asarray(grads[order, 0.5]["last"]["kernel"]) for order in (1, 2))
-  assert np.abs(a - b).max() > 1e-3 * np.abs(b).max()
+               grads[1], grads[2])
+  assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads[1]))
 
 
 @pytest.mark.parametrize("adapted", ["adapter", "all"])
@@ -257,6 +260,13 @@ def test_the_meta_loss_is_the_same_on_eight_devices(params):
     np.testing.assert_allclose(g, trees.flatten(grads)[name], atol=5e-6 * largest, err_msg=name)
 
 
+def test_tasks_that_devices_cannot_share_are_told(params):
+  m = sharding.make_mesh(Mesh(data=4), jax.devices()[:4])
+  with sharding.use(m, ()), pytest.raises(ConfigError, match="meta.tasks=2: every device adapts"):
+    jax.eval_shape(lambda p: meta_task().loss(p, batch(), jax.random.key(0), True)[0],
+                   meta_params(params))
+
+
 @pytest.mark.parametrize("changes, message", [
     (dict(image_size=17), "image_size=17: expected a multiple of 2"),
     (dict(net=dict(name="edrs", scale=2)), "config.model.net: net 'edrs' is unknown"),
@@ -264,7 +274,7 @@ def test_the_meta_loss_is_the_same_on_eight_devices(params):
     (dict(encoder=None), "encoder=None with condition='encoder': expected a tower"),
     (dict(encoder=None, condition="none", weights=dict(semantic=0.1)), "weights.semantic=0.1"),
     (dict(encoder={"task": "mae", "model": {}}), "encoder.task='mae': expected one of 'siglip'"),
-    (dict(encoder={"task": "siglip", "model": {"image": {}}}), "config.model.encoder.model is read"),
+    (dict(encoder={"task": "siglip", "model": {"image": {}}}), "model.encoder.model is read as a"),
     (dict(condition="clip"), "config.model.condition='clip'"),
     (dict(meta=dict(inner_steps=0)), "meta.inner_steps=0: expected at least 1"),
     (dict(meta=dict(order=3)), "config.model.meta.order=3"),
