@@ -97,12 +97,12 @@ def make(spec: Spec, where: str) -> Encoder:
   try:
     task = tasks.make(spec.task, spec.model)
   except ValueError as error:
-    raise typed.ConfigError(f"{where}.model is read as a config.model of {spec.task!r}: {error}"
-                            ) from error
+    raise typed.ConfigError(
+        f"{where}.model is read as a config.model of {spec.task!r}: {error}") from error
   vision = task.vision
   if spec.task != "classify" and vision.pool_type == "none":
-    raise typed.ConfigError(f"{where}.model.image.pool_type='none': expected a tower that gives one "
-                            "vector for an image")
+    raise typed.ConfigError(f"{where}.model.image.pool_type='none': expected a tower that gives "
+                            "one vector for an image")
   if getattr(vision, "pooled_only", False):
     # Of its only block, a shallow tower would have no tokens to compare; parameters are the same.
     vision = vision.clone(pooled_only=vision.depth > 1)

@@ -245,6 +245,7 @@ class Task:
   def loss(self, params, batch, rng, train: bool):
     """The weighted sum of terms; with `meta` after adaptation, and how much that helped."""
     _towers.check_image(batch["image"], self.image_size)
+    self._check_rows(len(batch["image"]))
     high = restore.to_float(batch["image"])
     if train and self.config.augment:
       keys = masks.sample_keys(jax.random.fold_in(rng, 1), len(high))
@@ -297,13 +298,7 @@ class Task:
   def _meta_loss(self, params, rows):
     """Mean over tasks of the weighted losses of queries along the inner steps."""
     m = self.config.meta
-    size = m.support + m.query
-    if (found := len(rows["low"])) != m.tasks * size:
-      raise typed.ConfigError(
-          f"a batch of {found} rows: expected config.batch_size={m.tasks * size}, "
-          f"config.model.meta.tasks={m.tasks} times {m.support} support and {m.query} query rows "
-          "(and optim.accum_steps=1)")
-    rows = jax.tree.map(lambda x: x.reshape(m.tasks, size, *x.shape[1:]), rows)
+    rows = jax.tree.map(lambda x: x.reshape(m.tasks, m.support + m.query, *x.shape[1:]), rows)
 
     def one(params, task):
       phi, rest = meta_lib.split(params, self.adapted, "config.model.meta.adapted")
@@ -324,6 +319,14 @@ class Task:
         jax.lax.stop_gradient(params["meta_step"]), m.inner_steps, m.anneal_steps, m.floor)
     return jnp.sum(weights * query), {
         "support_before": support[0], "query_first": query[0], "query_last": query[-1]}
+
+  def _check_rows(self, rows: int) -> None:
+    m = self.config.meta
+    if m and rows != m.tasks * (m.support + m.query):
+      raise typed.ConfigError(
+          f"a batch of {rows} rows: expected config.batch_size={m.tasks * (m.support + m.query)}, "
+          f"config.model.meta.tasks={m.tasks} times {m.support} support and {m.query} query rows "
+          "(and optim.accum_steps=1)")
 
   def condition(self, params, batch, rng=None):
     """(b, d): the vectors that steer, of low-resolution pictures `image`, uint8 or in [0, 1].

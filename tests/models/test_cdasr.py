@@ -25,12 +25,17 @@ def _random(params, seed=1):
 def test_it_begins_as_the_identity_and_each_step_of_it_can_be_trained(spatial):
   vector, features = _inputs()
   module = cdasr.Alignment(**_SIZES, spatial=spatial)
-  params = module.init(jax.random.key(0), vector, features)["params"]
-  y, _ = module.apply({"params": params}, vector, features)
+  params = jax.jit(module.init)(jax.random.key(0), vector, features)["params"]
+
+  def value(p):
+    y = module.apply({"params": p}, vector, features)[0]
+    return jnp.sum(y**2), y
+
+  run = jax.jit(jax.value_and_grad(value, has_aux=True))
+  (_, y), grads = run(params)
   np.testing.assert_array_equal(y, features)
-  value = lambda p: jnp.sum(module.apply({"params": p}, vector, features)[0] ** 2)
-  assert np.abs(jax.grad(value)(params)["fusion"]["kernel"]).max() > 0
-  grads = jax.grad(value)(_random(params))
+  assert np.abs(grads["fusion"]["kernel"]).max() > 0
+  _, grads = run(_random(params))
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
 
 
@@ -61,7 +66,8 @@ def test_it_computes_the_papers_three_steps(spatial):
   # Larger and smaller than the map of 8 x 8.
   vector, features = _inputs(size=(5, 11))
   module = cdasr.Alignment(**_SIZES, spatial=spatial)
-  params = _random(module.init(jax.random.key(0), vector, features)["params"])
+  spec = jax.eval_shape(module.init, jax.random.key(0), vector, features)["params"]
+  params = _random(spec)
   dense = lambda x, name: x @ params[name]["kernel"].astype(np.float64) + params[name]["bias"]
   relu = lambda x: np.maximum(x, 0)
   processed = relu(dense(relu(dense(vector.astype(np.float64), "proc_1")), "proc_2"))
@@ -74,7 +80,7 @@ def test_it_computes_the_papers_three_steps(spatial):
     spatially = (_bilinear(spatially, (5, 11)) if spatial == "reshape"
                  else np.broadcast_to(spatially, (2, 5, 11, 4)))
   want = features + _conv(np.concatenate([features, spatially], -1), params["fusion"])
-  y, out = module.apply({"params": params}, vector, features)
+  y, out = jax.jit(lambda p: module.apply({"params": p}, vector, features))(params)
   np.testing.assert_allclose(out["processed"], processed, rtol=1e-4, atol=1e-4)
   # float32 through four layers of sums of up to 64 products.
   np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
