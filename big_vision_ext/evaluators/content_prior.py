@@ -23,10 +23,17 @@ _PREFIX = "restore_"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Only:
-  """A task of which one output is what restores."""
+class _Weights:
+  """The numbers of a population, for `restoration`: one member for each weight."""
 
-  config: Any
+  seeds: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sweep:
+  """A task whose members are what another restores with each weight, of the same rain."""
+
+  config: _Weights
   outputs: Mapping[str, Any]
 
 
@@ -52,13 +59,15 @@ class Evaluator:
     self._fn = jax.jit(lambda params, batch: _floor(task, params, batch))
     self._input, self._mesh, self._sharding = input_config, mesh, batch_sharding
     self._batch_size = batch_size
-    weighted = {n.removeprefix(_PREFIX) + "/": fn for n, fn in task.outputs.items()
-                if n.startswith(f"{_PREFIX}w")}
-    self._parts = {
-      prefix: restoration.Evaluator(
-        task=_Only(task.config, {"restore": fn}), input_config=input_config, mesh=mesh,
-        batch_sharding=batch_sharding, rains=rains, batch_size=batch_size, **(settings or {}))
-      for prefix, fn in (weighted or {"": task.outputs["restore"]}).items()} if rains else {}
+    self._rains = tuple(rains)
+    self._weights = [n for n in task.outputs if n.startswith(f"{_PREFIX}w")]
+    if self._rains:
+      chosen = [task.outputs[n] for n in self._weights or ["restore"]]
+      every = lambda params, batch: jnp.stack([fn(params, batch) for fn in chosen])
+      self._restoration = restoration.Evaluator(
+        task=_Sweep(_Weights(tuple(range(len(chosen)))), {"restore_all": every}),
+        input_config=input_config, mesh=mesh, batch_sharding=batch_sharding, rains=rains,
+        batch_size=batch_size, **(settings or {}))
 
   def run(self, params) -> dict[str, float]:
     with jax.set_mesh(self._mesh):
@@ -67,8 +76,19 @@ class Evaluator:
     mean = lambda name: float(np.mean(rows[name], dtype=np.float64))
     out = {"images": float(len(rows["index"])), "floor/psnr": mean("psnr"),
            "floor/ssim": mean("ssim"), "floor/rms": mean("squares") ** 0.5}
-    for prefix, part in self._parts.items():
-      out |= {prefix + k: v for k, v in part.run(params).items() if k != "images"}
+    if not self._rains:
+      return out
+    found = self._restoration.run(params)
+    if len(self._weights) < 2:
+      prefix = "".join(f"{n.removeprefix(_PREFIX)}/" for n in self._weights)
+      return out | {prefix + k: v for k, v in found.items() if k != "images"}
+    for rain in self._rains:
+      for i, name in enumerate(self._weights):
+        own = {k: v for k, v in found.items() if k.startswith(f"{rain}/seed_{i}/")}
+        own = {k.removeprefix(f"{rain}/seed_{i}/"): v for k, v in own.items()}
+        # Of the degraded pictures, which all members see.
+        own |= {k: found[f"{rain}/{k}"] for k in ("psnr_input",) if f"{rain}/{k}" in found}
+        out |= {f"{name.removeprefix(_PREFIX)}/{rain}/{k}": v for k, v in own.items()}
     return out
 
 

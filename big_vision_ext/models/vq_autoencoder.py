@@ -80,6 +80,11 @@ class VQAutoencoder(nn.Module):
     """How many times smaller a side of the latent map is than that of the image."""
     return 2 ** (len(self.mults) - 1)
 
+  @property
+  def multiple(self) -> int:
+    """Sides of images must be a multiple of it, as of restoration networks."""
+    return self.factor
+
   def __call__(
     self, image: Float[Array, "b y x 3"], w: Any = 0.0, train: bool = False
   ) -> tuple[Float[Array, "b y x 3"], dict[str, Any]]:

@@ -1,8 +1,8 @@
 """A prior of content: what the network draws is made of what clean images are made of.
 
-Section 6 of the deraining study (arXiv 2502.12600) constrains a network's output to the images of a
-pre-trained generative model. The paper's own set-up could not be read; the stages here are ours,
-after CodeFormer's description (Zhou et al. 2022):
+The deraining study (arXiv 2502.12600) constrains a network's output to the images of a pre-trained
+generative model [S]. Its set-up could not be read; the stages here are ours [P], after CodeFormer's
+description (Zhou et al. 2022):
 
 - "autoencoder": encoder, codes and decoder learn to draw clean images, and nothing else.
 - "adapt": codes and decoder stand still; the encoder learns to give for a degraded image the codes
@@ -18,7 +18,7 @@ those that stand still: see `configs/derain/prior.py`.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import flax
 import jax
@@ -28,90 +28,17 @@ import numpy as np
 from big_vision_ext.core import counted, flops, typed
 from big_vision_ext.models import vit, vq_autoencoder, vq_parts
 from big_vision_ext.objectives import degradations, masks, vq
-from big_vision_ext.tasks import _teacher, _towers, restore
+from big_vision_ext.tasks import _content_prior_config as settings
+from big_vision_ext.tasks import _encoder, _teacher, _towers, restore
 
-STAGES = ("autoencoder", "scratch", "adapt", "fuse")
 # Of the stages that train codes: running shares, and latent vectors of the last batch.
 USAGE, SPARE = "usage", "spare"
-CRITIC, UPDATES = "critic", "updates"
-
-
-@dataclasses.dataclass(frozen=True)
-class Revive:
-  """Codes that are hardly used are replaced by latent vectors of the last batch: ours.
-
-  Also at the first step, where that places the codes among the data.
-
-  Attributes:
-    steps: how often.
-    threshold: in even shares; a code that is used less is dead.
-    decay: of the running shares.
-  """
-
-  steps: int = 100
-  threshold: float = 0.03
-  decay: float = 0.99
-
-  def __post_init__(self):
-    if self.steps < 1 or not 0 <= self.threshold < 1 or not 0 <= self.decay < 1:
-      raise typed.ConfigError(
-          f"config.model.revive: steps={self.steps}, threshold={self.threshold}, "
-          f"decay={self.decay}: expected at least one step, and two shares below 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class CriticConfig:
-  """A critic that tells drawn images from real ones, trained along (hinge loss).
-
-  Attributes:
-    start: updates before it takes part. CodeFormer: 30,001.
-    weight: of its term, on top of the balance with the pixels at the last layer.
-    largest: bound of that balance.
-    width, layers: see `models.vq_parts.Critic`.
-  """
-
-  start: int = 30_001
-  weight: float = 0.8
-  largest: float = 1e4
-  width: int = 64
-  layers: int = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """`config.model` of the task "content_prior".
-
-  Attributes:
-    image: fields of `models.vq_autoencoder.VQAutoencoder`, and `image_size` of training.
-    stage: see the module's docstring.
-    degrade: what happens to the clean images, see `objectives.degradations.make`; not given for
-      the stage "autoencoder".
-    beta: of the encoder's commitment to the codes.
-    feature_weight, code_weight: of "adapt": squared distance to the clean image's codes, and cross
-      entropy of which codes they are. CodeFormer's numbers.
-    temperature: of the codes' likelihood where no transformer gives it.
-    w: of the output "restore".
-    fuse_w: of "fuse": w is drawn between these for each sample; equal, it is fixed.
-    revive: of stages that train codes; None: dead codes stay dead.
-    critic: of stages that train the decoder; None: pixels alone.
-  """
-
-  image: dict[str, Any]
-  stage: Literal["autoencoder", "scratch", "adapt", "fuse"] = "autoencoder"
-  degrade: dict[str, Any] | None = None
-  beta: float = 0.25
-  feature_weight: float = 1.0
-  code_weight: float = 0.5
-  temperature: float = 1.0
-  w: float = 0.0
-  fuse_w: tuple[float, float] = (0.0, 1.0)
-  revive: Revive | None = None
-  critic: CriticConfig | None = None
+CRITIC, UPDATES, EYE = "critic", "updates", "eye"
 
 
 def make(model_config: Mapping[str, Any]) -> "Task":
   """The task of a `config.model`; raises ConfigError or ValueError naming the key that is wrong."""
-  config = typed.build(Config, model_config, "config.model")
+  config = typed.build(settings.Config, model_config, "config.model")
   return Task(config, _towers.image_size(config.image))
 
 
@@ -119,7 +46,7 @@ def make(model_config: Mapping[str, Any]) -> "Task":
 class Task:
   """See the module's docstring. `image_size` is that of training, in pixels, square."""
 
-  config: Config
+  config: settings.Config
   image_size: int
 
   # A restored image is as large as the degraded one.
@@ -132,22 +59,19 @@ class Task:
     net = vit.build(vq_autoencoder.VQAutoencoder, image, "config.model.image")
     set_field("net", net)
     net.check()
-    _check(c, net, self.image_size)
+    settings.check(c, net, self.image_size)
     degrade = c.degrade and degradations.make(typed.plain(c.degrade), "config.model.degrade")
     set_field("degrade", degrade)
     critic = c.critic and vq_parts.Critic(
         c.critic.width, c.critic.layers, net.groups, net.dtype, net.param_dtype)
     set_field("critic", critic)
+    eye = c.perceptual and _encoder.make(c.perceptual.encoder, "config.model.perceptual.encoder")
+    set_field("eye", eye)
     outputs = {"restore": self.restore, "reconstruct": self.reconstruct}
     if c.stage == "fuse":
       at = lambda w: lambda params, batch: self.restore_at(params, batch, w)
       outputs |= {"restore_w0": at(0.0), "restore_w50": at(0.5), "restore_w100": at(1.0)}
     set_field("outputs", outputs)
-
-  @property
-  def multiple(self) -> int:
-    """Sides of images must be a multiple of it."""
-    return self.net.factor
 
   @functools.cached_property
   def flops_per_example(self) -> int:
@@ -180,6 +104,8 @@ class Task:
     if self.critic:
       params[CRITIC] = self.critic.init(jax.random.fold_in(rng, 1), image)["params"]
       params[UPDATES] = jnp.zeros(())
+    if self.eye:
+      params[EYE] = self.eye.init(jax.random.fold_in(rng, 2))
     return flax.core.unfreeze(params)
 
   def begin(self, params):
@@ -245,6 +171,9 @@ class Task:
     drawn = self._apply(params, vector, features, method="draw")
     image = self._apply(params, drawn, method="paint")
     terms["pixel"] = _l1(image, clean)
+    if self.eye:
+      tokens = lambda x: self.eye(jax.lax.stop_gradient(params[EYE]), x, blocks=True)[1]
+      terms["perceptual"] = c.perceptual.weight * _l1(tokens(image), tokens(clean))
     if self.critic:
       more, found = self._critic_terms(params, drawn, image, clean)
       terms |= more
@@ -318,41 +247,6 @@ class Task:
               (latent, features))]
     return [counted.forward(fn, params, *args) if net.quantize or i != 1 else 0
             for i, (fn, args) in enumerate(parts)]
-
-
-def _check(c: Config, net, image_size: int) -> None:
-  """Raises ConfigError where settings do not fit each other."""
-  def refuse(key, value, why):
-    raise typed.ConfigError(f"config.model.{key}={value!r}: {why}")
-
-  trains_codes = c.stage in ("autoencoder", "scratch")
-  if image_size % net.factor:
-    refuse("image.image_size", image_size, f"is no multiple of {net.factor}, as "
-           f"{len(net.mults) - 1} levels halve it")
-  if (c.stage == "autoencoder") != (c.degrade is None):
-    refuse("degrade", c.degrade, "the stage 'autoencoder' sees clean images only, the others need "
-           "what degrades them, e.g. dict(kind='rain', range='medium')")
-  if bool(net.fuse_levels) != (c.stage == "fuse"):
-    refuse("image.fuse_levels", net.fuse_levels, f"of the stage {c.stage!r}: the stage 'fuse' "
-           "trains a skip and needs its levels, e.g. (1, 2); the others have none")
-  if trains_codes and net.code_layers:
-    refuse("image.code_layers", net.code_layers, f"the stage {c.stage!r} takes the nearest codes; "
-           "what predicts them comes with 'adapt'")
-  if c.revive and not (trains_codes and net.quantize):
-    refuse("revive", c.revive, "no codes are trained here: leave it None")
-  if c.critic and not trains_codes:
-    refuse("critic", c.critic, f"the stage {c.stage!r} has none: leave it None")
-  if c.critic and c.critic.width % net.groups:
-    refuse("critic.width", c.critic.width, f"must divide by groups={net.groups} of the norms")
-  if not 0 <= c.w <= 1 or c.w and c.stage != "fuse":
-    refuse("w", c.w, "expected 0, or in the stage 'fuse' up to 1")
-  if not 0 <= c.fuse_w[0] <= c.fuse_w[1] <= 1:
-    refuse("fuse_w", c.fuse_w, "expected two numbers between 0 and 1, the lower first")
-  for key in ("beta", "feature_weight", "code_weight"):
-    if getattr(c, key) < 0:
-      refuse(key, getattr(c, key), "expected at least 0")
-  if c.temperature <= 0:
-    refuse("temperature", c.temperature, "expected more than 0")
 
 
 def _named(terms):

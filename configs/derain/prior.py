@@ -27,10 +27,11 @@ the README beside this file.
 Source: the paper (arXiv 2502.12600) says that a pre-trained generative model restores removal; its
 set-up could not be read, and all here is ours, after CodeFormer (Zhou et al. 2022) and its public
 recipe: Adam, 7e-5 for 1.6 M steps of 32, average 0.995, hinge critic from step 30,001 (`critic`;
-off by default; its perceptual term is left out, as its weights are not at hand); 1e-4 for 500 k
-steps, cross entropy of codes 0.5 (there the rate is halved twice near the end, here it falls along
-a cosine to a quarter); 5e-5 for 150 k. It takes factor 32 and images of 512 px (`size=512`), ours 8
-and 128. `layers=9` predicts the codes by its transformer; by default they are the nearest.
+off by default, as is the perceptual term: LPIPS's weights are not at hand, `model.perceptual` takes
+a tower of this codebase); 1e-4 for 500 k steps, cross entropy of codes 0.5 (there the rate is
+halved twice near the end, here it falls along a cosine to a quarter); 5e-5 for 150 k. It takes
+factor 32 and images of 512 px (`size=512`), ours 8 and 128. `layers=9` predicts the codes by its
+transformer; by default they are the nearest.
 """
 
 import ml_collections

@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+import re
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from big_vision_ext import tasks
 from big_vision_ext.core import config as config_lib
@@ -47,7 +49,7 @@ def drawn(task, seed=1):
     np.prod(x.shape[:-1]), 4) ** 0.5).astype(np.float32), flax.core.unfreeze(shapes))
 
 
-def encode(task, params, image):
+def latent_of(task, params, image):
   return np.asarray(jax.jit(lambda p, x: task.net.apply({"params": p}, x, method="encode")[0])(
     params, image), np.float64)
 
@@ -98,8 +100,8 @@ def test_the_loss_of_adaptation_is_that_of_its_definition(adapted):
   key = jax.random.fold_in(jax.random.key(0), 0)
   seen, _ = jax.jit(task.degrade)(masks.sample_keys(key, 4), clean)
   assert np.abs(np.asarray(seen) - clean).max() > 0.05
-  z = encode(task, before, seen)
-  wanted = encode(task, before | before["teacher"], clean)
+  z = latent_of(task, before, seen)
+  wanted = latent_of(task, before | before["teacher"], clean)
   _, index, code = nearest(before["codebook"], wanted)
   far, chosen, _ = nearest(before["codebook"], z)
   p = np.exp(-far + far.min(-1, keepdims=True))
@@ -148,7 +150,7 @@ def test_the_first_stages_loss_is_that_of_its_definition(clean_stage):
   task = clean_stage[0]
   params, loss, metrics, _ = run_clean(clean_stage, updates=4)
   clean = batch()["image"].astype(np.float64) / 255
-  z = encode(task, params, clean.astype(np.float32))
+  z = latent_of(task, params, clean.astype(np.float32))
   _, index, code = nearest(params["codebook"], z)
   image = np.asarray(jax.jit(task.restore)(params, batch()), np.float64)
   error = ((z - code) ** 2).mean()
@@ -255,9 +257,31 @@ def test_without_codes_latents_agree_with_the_clean_ones_themselves():
   loss, metrics = jax.jit(lambda p, b: task.loss(p, b, key, True))(params, batch())
   clean = batch()["image"] / np.float32(255)
   seen, _ = jax.jit(task.degrade)(masks.sample_keys(key, 4), clean)
-  want = encode(task, params, seen) - encode(task, params | params["teacher"], clean)
+  want = latent_of(task, params, seen) - latent_of(task, params | params["teacher"], clean)
   np.testing.assert_allclose(loss, (want**2).mean(), rtol=1e-4)
   assert set(metrics) == {"loss_feature"}
+
+
+def test_a_frozen_encoder_compares_what_is_drawn_with_what_is_clean_from_scratch_too():
+  tower = dict(width=8, depth=1, mlp_dim=16, num_heads=1)
+  eye = dict(task="siglip", model=dict(
+    image=dict(**tower, patch_size=8, image_size=SIDE),
+    text=dict(**tower, vocab_size=8, text_len=4)))
+  task = make("scratch", perceptual=dict(encoder=eye, weight=0.3))
+  params, key = drawn(task), jax.random.key(6)
+  (loss, metrics), grads = jax.jit(lambda p, b: jax.value_and_grad(
+    lambda e: task.loss(p | {"eye": e}, b, key, True), has_aux=True)(p["eye"]))(params, batch())
+  clean = batch()["image"] / np.float32(255)
+  seen, _ = jax.jit(task.degrade)(masks.sample_keys(key, 4), clean)
+  image = jax.jit(task.restore)(params, {"image": seen})
+  tokens = jax.jit(lambda p, x: task.eye(p, x, blocks=True)[1])
+  far = np.asarray(tokens(params["eye"], image), np.float64) - tokens(params["eye"], clean)
+  np.testing.assert_allclose(metrics["loss_perceptual"], 0.3 * np.abs(far).mean(), rtol=1e-4)
+  np.testing.assert_allclose(
+    metrics["loss_pixel"], np.abs(np.asarray(image, np.float64) - clean).mean(), rtol=1e-4)
+  np.testing.assert_allclose(loss, sum(v for k, v in metrics.items() if k.startswith("loss_")),
+                             rtol=1e-5)
+  assert not any(np.any(g) for g in jax.tree.leaves(grads))
 
 
 def test_arithmetic_counts_what_is_trained_three_times():
@@ -277,6 +301,8 @@ def test_arithmetic_counts_what_is_trained_three_times():
   ("autoencoder", dict(image=IMAGE | dict(code_layers=1)), "takes the nearest codes"),
   ("adapt", dict(revive={}), "no codes are trained here"),
   ("adapt", dict(critic={}), "the stage 'adapt' has none"),
+  ("adapt", dict(perceptual=dict(weight=1.0, encoder=dict(task="siglip", model={}))),
+   "the stage 'adapt' has none"),
   ("autoencoder", dict(critic=dict(width=6)), "critic.width=6: .* divide by groups=4"),
   ("adapt", dict(w=0.5), "w=0.5: expected 0, or in the stage 'fuse' up to 1"),
   ("fuse", dict(fuse_w=(0.5, 0.2)), "the lower first"),
@@ -286,6 +312,50 @@ def test_arithmetic_counts_what_is_trained_three_times():
 def test_settings_that_do_not_fit_are_named(stage, fields, message):
   with pytest.raises((ValueError, typed.ConfigError), match=message):
     tasks.make("content_prior", good(stage) | fields)
+
+
+def configured(arg):
+  """A config's settings, and the names of its task's parameters."""
+  config = config_lib.resolve(config_lib.load(f"{ROOT}/configs/derain/prior.py:tiny,{arg}"))
+  task = tasks.make(config.task, config.model)
+  shapes = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0), task.batch_spec(1)))
+  return config, shapes
+
+
+@pytest.mark.parametrize("flags", ["", ",plain", ",critic"])
+def test_each_stage_begins_with_all_that_the_one_before_has(flags):
+  matches = lambda patterns, name: any(re.fullmatch(p, name) for p in patterns)
+  before, trained_parts = None, []
+  for stage in ("autoencoder", "adapt", "fuse"):
+    config, shapes = configured(
+      f"stage={stage}{flags}" + (",init=before" if before is not None else "")
+      + (",layers=1" if stage != "autoencoder" and flags != ",plain" else ""))
+    names = set(trees.names(shapes))
+    # Raises for a pattern that matches nothing.
+    trained, _ = optimizers.split(shapes, config.optim.freeze)
+    trained_parts.append({n.split("/")[0] for n in trees.names(trained)})
+    if before is not None:
+      ours = {n for n in names if not matches(config.init.allow_missing, n)}
+      theirs = {n for n in before if not matches(config.init.allow_extra, n)}
+      assert ours == theirs
+      assert all(any(re.fullmatch(p, n) for n in before) for p in config.init.allow_extra)
+    before = names
+  codes = set() if flags == ",plain" else {"codebook"}
+  critic = {"critic"} if flags == ",critic" else set()
+  predicted = {"code_transformer"} if codes else set()
+  assert trained_parts[0] == {"encoder", "decoder", "to_image"} | codes | critic
+  assert trained_parts[1] == {"encoder"} | predicted
+  assert trained_parts[2] == {"fuse_level_0", "fuse_level_1"}
+
+
+@pytest.mark.parametrize("arg, message", [
+  ("stage=adopt", "stage='adopt': expected one of autoencoder"),
+  ("stage=adapt", "init='': expected the run that stage=adapt begins with"),
+  ("init=runs/x", "stage=autoencoder begins with nothing"),
+])
+def test_an_argument_that_says_no_stage_is_refused(arg, message):
+  with pytest.raises(config_lib.ConfigError, match=message):
+    config_lib.load(f"{ROOT}/configs/derain/prior.py:{arg}")
 
 
 @pytest.mark.slow
@@ -305,7 +375,7 @@ def test_the_loss_and_what_codes_are_used_are_the_same_on_eight_devices():
 
 @pytest.mark.slow
 def test_three_stages_follow_each_other_from_their_config(tmp_path, small_sample_data):
-  from big_vision_ext import train
+  from big_vision_ext import encode, train
 
   def run(name, arg):
     argv = ["--config", f"configs/derain/prior.py:runlocal,data={small_sample_data},{arg}",
@@ -320,3 +390,11 @@ def test_three_stages_follow_each_other_from_their_config(tmp_path, small_sample
   assert 0 <= last["code_accuracy"] <= 1
   last = run("fused", f"stage=fuse,layers=1,init={tmp_path}/adapted")
   assert np.isfinite(last["loss_pixel"])
+
+  # What was trained restores pictures of any size, by tiles.
+  Image.fromarray(np.random.default_rng(0).integers(0, 255, (41, 70, 3), dtype=np.uint8)).save(
+    tmp_path / "rainy.png")
+  assert encode.main(["--task", "restore", "--weights", f"{tmp_path}/fused:ema", "--tile", "32",
+                      "--overlap", "8", "--image", str(tmp_path / "rainy.png"),
+                      "--out", str(tmp_path / "out")]) == 0
+  assert Image.open(tmp_path / "out/rainy.png").size == (70, 41)
