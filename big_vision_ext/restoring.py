@@ -7,8 +7,9 @@ sees them without what lies around; in the middle half one tile fades into the n
 convolutions gives what it gives of the whole picture, if the overlap is at least four times as wide
 as it looks to either side.
 
-A model that is steered by the whole picture (task "cdasr": the output "condition") is told it of
-the whole, once, and not of each tile.
+A model that is steered by what a picture shows (task "cdasr": the output "condition") is told it of
+the whole, once, and not of each tile. Where it makes a map of that, the map lies over each tile, as
+it lay over each crop in training.
 """
 
 import collections

@@ -11,6 +11,7 @@ from PIL import Image
 from big_vision_ext import encode, restoring, restoring_files, restoring_run, tasks, weights
 from big_vision_ext.core import sharding, trees
 from input_pipeline.images import ImageError
+from tests import tiny_run
 
 # Of a picture, it sees less than 6 pixels to either side.
 CONV = {"net": dict(name="edsr", scale=2, fields=dict(width=4, depth=1)), "image_size": 16}
@@ -18,15 +19,15 @@ SWIN = {"net": dict(name="swinir", scale=1, fields=dict(
   width=4, depth=1, blocks=2, heads=1, window=4, tail="denoise")), "image_size": 16}
 
 
-def loaded(model):
+def loaded(model, name="restore"):
   """Random weights, large enough to matter, of a model that has not been trained."""
-  task = tasks.make("restore", model)
+  task = tasks.make(name, model)
   shapes = sharding.unbox(jax.eval_shape(lambda: task.init(jax.random.key(0), None)))
   rng = np.random.default_rng(3)
-  members = task.members > 1
+  members = getattr(task, "members", 1) > 1
   params = {n: (rng.standard_normal(x.shape) / max(np.prod(x.shape[members:-1]), 9) ** 0.5).astype(
     np.float32) for n, x in trees.flatten(shapes).items()}
-  return weights.Loaded("restore", model, {}, trees.nest(params), None, "random")
+  return weights.Loaded(name, model, {}, trees.nest(params), None, "random")
 
 
 @functools.cache
@@ -165,6 +166,20 @@ def test_of_a_population_the_member_is_taken_that_is_asked_for():
   np.testing.assert_allclose(second, want, atol=1e-5)
 
 
+def test_a_model_that_the_whole_picture_steers_is_told_of_the_whole():
+  """In tiles it gives what it gives at once: each tile alone would be steered by itself."""
+  model = tiny_run.CDASR | {"align": dict(hidden=8, semantic=8, width=4, spatial="tile")}
+  found, task = loaded(model, "cdasr"), tasks.make("cdasr", model)
+  image = picture(97, 64)
+  # Half of it dark: no tile is like the whole.
+  image[:48] *= 0.4
+  want = jax.jit(task.restore)(found.params, {"image": image[None]})[0]
+  got = restoring.Restorer(found, tile=64, overlap=32).restore(image)
+  np.testing.assert_allclose(got, np.clip(want, 0, 1), atol=1e-5)
+  alone = jax.jit(task.restore)(found.params, {"image": image[None, :64]})[0]
+  assert np.abs(alone[:40] - want[:40]).max() > 1e-3
+
+
 class TestFiles:
   """Depth, alpha and orientation."""
 
@@ -243,7 +258,6 @@ class TestFiles:
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-  from tests import tiny_run
   return tiny_run.save(tmp_path_factory.mktemp("restore"), name="restore")
 
 
@@ -330,7 +344,6 @@ def test_pictures_are_never_replaced_by_results(run_folder, photos, capsys):
 
 
 def test_a_model_that_restores_nothing_is_refused(tmp_path):
-  from tests import tiny_run
   run = tiny_run.save(tmp_path / "run", name="focusmim")
   with pytest.raises(ValueError, match="is of task 'focusmim', which restores no pictures"):
     restoring.Restorer(run)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from big_vision_ext import bench
-from big_vision_ext.benches import compare, ps3
+from big_vision_ext.benches import compare, ps3, restore
 
 TINY = ["ps3", "--variants", "mu/16", "--base", "32", "--tokens", "8", "--selection-size", "56",
         "--repeats", "1", "--rounds", "1"]
@@ -97,3 +97,28 @@ def test_both_sides_of_bench_clip_compute_the_same(tmp_path, capsys):
   # The formula knows that the last block is computed for the class token alone.
   assert row["tflop"] == pytest.approx(row["model_tflop"], rel=0.02)
   assert "| CLIP mu/16, batch 3 | features | 64 | float32 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+@pytest.mark.parametrize("net, mode, fields", [
+    ("msrresnet", "infer", dict(width=8, depth=2)),
+    ("swinir_light", "train", dict(width=12, depth=1, blocks=2, heads=2))])
+def test_both_sides_of_bench_restore_compute_the_same(tmp_path, net, mode, fields):
+  file = tmp_path / "rows.json"
+  assert bench.main(["restore", "--net", net, "--fields", json.dumps(fields), "--px", "16",
+                     "--batch", "2", "--repeats", "1", "--rounds", "1", "--peer", "torch",
+                     "--modes", mode, "--json", str(file)]) == 0
+  (row,) = json.loads(file.read_text())
+  assert row["mode"] == mode and row["images_per_second"] == pytest.approx(2 / row["seconds"])
+  assert set(row) >= KEYS | PEER_KEYS and row["max_rel_diff"] < 2e-5, row
+
+
+def test_a_population_is_set_against_one_alone(capsys):
+  rows = [dict(mode=m, dtype="float32", members=n, per_seed_seconds=t, per_seed_ratio=t / 2)
+          for m, n, t in (("alone", 1, 2.0), ("vmap", 3, 1.0))]
+  assert restore.per_seed(rows) == ["float32, vmap: 1.000 s for each of 3, 0.500 of one alone"]
+  assert bench.main(["restore", "--seeds", "1"]) == 2
+  assert "--seeds=1: expected at least 2" in capsys.readouterr().err
+  assert bench.main(["restore", "--modes", "look1"]) == 2
+  assert "'look1' is unknown" in capsys.readouterr().err
