@@ -147,7 +147,7 @@ class Task:
   def reconstruct(self, params, batch):
     """(b, y, x, 3) float32: clean images through the prior, as its own encoder sees them.
 
-    What is lost here no restoration through the pure prior can give back: the floor.
+    What is lost here a restoration through the pure prior will hardly give back: the floor.
     """
     latent = self._clean_latent(params, restore.to_float(batch["image"]))
     vector = self._nearest(params, latent).vector if self.net.quantize else latent
