@@ -113,7 +113,7 @@ def get_config(arg=None):
   if a.tiny:
     _tiny(c, a)
   if a.runlocal:
-    c.batch_size = a.batch or 4
+    c.batch_size = a.batch or 8
     c.total_steps = a.steps or 3
     c.input.update(image_size=32, first=0, cache_mb=0)
     c.evals = {}
