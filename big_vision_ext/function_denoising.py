@@ -2,11 +2,11 @@
 
     python -m big_vision_ext.function_denoising --out DIR
 
-The deraining study in small, in a minute or two on a CPU. That there is a toy task of functions is
-the paper's; its design is ours. y = f(x) + n on 128 points: f a sum of K sines and cosines of
-random amplitudes (how complex the content is), n one of T templates at a random strength (how complex
-the degradation is). An MLP learns f from y and is asked to remove templates it has not seen.
-Removal there falls with K at fixed T and rises with T at fixed K.
+The deraining study in small, in a minute or two on a CPU. That there is a toy task of functions
+is the paper's; its design is ours. y = f(x) + n on 128 points: f a sum of K sines and cosines of
+random amplitudes (how complex the content is), n one of T templates at a random strength (how
+complex the degradation is). An MLP learns f from y and is asked to remove templates it has not
+seen. Removal there falls with K at fixed T and rises with T at fixed K.
 
 What came out (three seeds, 1,500 steps; mean and standard deviation of removal, unseen templates):
 
