@@ -2,7 +2,7 @@
 
     python -m big_vision_ext.function_denoising --out DIR
 
-The deraining study in small, in seconds on a CPU. That there is a toy task of functions is the
+The deraining study in small, in a minute or two on a CPU. That there is a toy task of functions is the
 paper's; its design is ours. y = f(x) + n on 128 points: f a sum of K sines and cosines of random
 amplitudes (how complex the content is), n one of T templates at a random strength (how complex
 the degradation is). An MLP learns f from y and is asked to remove templates it has not seen.
@@ -11,9 +11,9 @@ Removal there falls with K at fixed T and rises with T at fixed K.
 What came out (three seeds, 1,500 steps; mean and standard deviation of removal, unseen templates):
 
     with the global skip            T=8             T=64            T=256
-    K=2                       -0.004 (.002)    0.079 (.002)    0.222 (.009)
-    K=8                        0.003 (.002)    0.076 (.003)    0.187 (.009)
-    K=32                       0.000 (.000)    0.048 (.001)    0.102 (.005)
+    K=2                        0.001 (.002)    0.079 (.002)    0.220 (.001)
+    K=8                        0.005 (.001)    0.076 (.002)    0.187 (.002)
+    K=32                       0.002 (.001)    0.046 (.001)    0.103 (.004)
     without
     K=2                        0.738 (.002)    0.753 (.002)    0.774 (.006)
     K=8                        0.525 (.004)    0.522 (.005)    0.537 (.011)

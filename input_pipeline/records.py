@@ -62,8 +62,7 @@ class Sample:
     pyramid: the image as tiles of several sizes, in place of the file.
     mask: an encoded grey image of the size of the displayed one, white where there is foreground;
       empty where there is none.
-    degraded: the same picture with rain, noise, ...: an encoded image of its size; empty where
-      there is none.
+    degraded: an encoded image of the same with rain, noise, ..., of its size; or empty.
   """
 
   id: str
@@ -169,10 +168,8 @@ _FIELDS = {
 }
 # What holds the pixels, by version.
 _PIXELS = {VERSION: {"image": bytes}, PYRAMID_VERSION: {"pyramid": dict}}
-_OPTIONAL = {
-  "label": str, "captions": list, "caption_sources": list, "rating": dict, "mask": bytes,
-  "degraded": bytes,
-}
+_OPTIONAL = {"label": str, "captions": list, "caption_sources": list, "rating": dict,
+             **dict.fromkeys(("mask", "degraded"), bytes)}
 _SOURCES = frozenset(ratings.CAPTION_SOURCES)
 
 

@@ -31,7 +31,9 @@ class Degradation:
     raise NotImplementedError
 
 
-def make(config: Mapping[str, Any] | Degradation, where: str = "config.degrade") -> Degradation:
+def make(
+  config: Mapping[str, Any] | Degradation, where: str = "config.model.degrade"
+) -> Degradation:
   """The degradation of a config.
 
   Args:
