@@ -70,6 +70,8 @@ class Options:
         raise ValueError(f"--{name.replace('_', '-')}={value}: expected at least {least}")
     if not 0 <= self.held_out < 1:
       raise ValueError(f"--held-out={self.held_out}: expected a share of at least 0 and below 1")
+    if self.optimizer not in ("sgd", "adam"):
+      raise ValueError(f"--optimizer={self.optimizer}: expected sgd or adam")
     if self.rate is not None and not self.rate >= 0:
       raise ValueError(f"--rate={self.rate}: expected at least 0")
 

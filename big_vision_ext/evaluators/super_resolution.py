@@ -60,6 +60,10 @@ class Evaluator:
     if shots and not hasattr(task, "rows_of_pairs"):
       raise ValueError(f"super_resolution: shots={tuple(shots)}: expected the task 'cdasr', which "
                        "can adapt")
+    if adapted is not None and shots:
+      task.patterns(adapted)
+    if rate is not None and not rate >= 0:
+      raise ValueError(f"super_resolution: rate={rate}: expected at least 0")
     if min((*shots, 1)) < 1 or min((*steps, 0)) < 0 or repeats < 1 or bootstrap < 1:
       raise ValueError(f"super_resolution: shots={tuple(shots)}, steps={tuple(steps)}, repeats="
                        f"{repeats}, bootstrap={bootstrap}: expected whole numbers of at least 1 "

@@ -182,7 +182,9 @@ class Task:
     return self.patterns(self.config.meta.adapted if self.config.meta else "adapter")
 
   def patterns(self, adapted: str) -> tuple[str, ...]:
-    """Patterns of the parameters that "adapter" or "all" stands for."""
+    """Patterns of the parameters that "adapter" or "all" stands for; raises ValueError for more."""
+    if adapted not in _ADAPTED:
+      raise ValueError(f"adapted={adapted!r}: expected one of {', '.join(_ADAPTED)}")
     patterns = _ADAPTED[adapted]
     return patterns if self.align is not None else patterns[1:]
 

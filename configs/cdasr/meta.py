@@ -14,7 +14,7 @@ steps, by default 1e-2, or 1e-4 for all. `inner=0` trains on without any, on the
 learning to adapt is compared with. The other arguments are those of train.py, and the same as
 there.
 
-Expected: no published result is claimed. What the small study found is in configs/cdasr/README.md.
+Expected: no result is claimed; `bash launch/cdasr_study.sh` compares with plain training.
 Source: the paper (arXiv 2505.12391) says that adaptation to a domain is learned from few pictures;
 numbers are MZSR's (CVPR 2020: alpha 1e-2, 5 steps, Adam 1e-4, 100,000 steps, weights of queries)
 and ours: first order, 4 tasks of 4 + 4, a tenth of the rate for the trunk.

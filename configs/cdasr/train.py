@@ -15,8 +15,8 @@ shuffled, constant (as many parameters) and none. `domains` are folders in `data
 that are trained on; the one of `held_out` is measured and adapted to with `shots` pictures.
 `perceptual` and `semantics` weigh these terms of the loss; 0 for the highest PSNR.
 
-Expected: no published result is claimed: DIV2K and the paper's weights were not at hand. What the
-small study found is in configs/cdasr/README.md.
+Expected: no result is claimed: DIV2K and the paper's weights were not at hand. The study says what
+the encoder adds on procedural domains.
 Source: arXiv 2505.12391 for the alignment and the terms of the loss; the rest is ours (common.py):
 Adam 2e-4 (0.9, 0.99), 500,000 steps of 16 crops, moving average 0.999, cosine in place of halving.
 """

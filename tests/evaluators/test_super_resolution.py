@@ -137,6 +137,8 @@ def test_an_interval_of_paired_differences_leaves_out_what_both_share():
 
 @pytest.mark.parametrize("how, message", [
     (dict(output="image"), "this task has restore, condition"),
+    (dict(shots=(1,), adapted="everything"), "adapted='everything': expected one of adapter, all"),
+    (dict(rate=-1.0), "rate=-1.0: expected at least 0"),
     (dict(steps=(-1,)), "expected whole numbers of at least 1"),
     (dict(shots=(4,)), "domain 'noise' has 4 pictures; expected more than the 4"),
 ])
