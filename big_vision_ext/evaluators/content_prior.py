@@ -2,10 +2,10 @@
 
 Beside every measure of `restoration` stands the floor: clean pictures through the prior, what it
 loses even where there is nothing to restore, and so about the best that it can come to with w = 0
-(of a network that was trained on rainy pictures alone it is no bound): `floor/psnr` (dB) and
-`floor/ssim`, means over pictures, and `floor/rms` in 0..255, of all pixels, which `E_B` is to be
-compared with. Of a task with the outputs `restore_w0`, `restore_w50`, ... the
-measures of each are under `w0/`, `w50/`, ...
+(of a network that was trained on rainy pictures alone it is no bound). `floor/psnr` (dB) and
+`floor/ssim` are means over pictures, `floor/rms` is of all pixels, in 0..255, as `E_B` is. Of a
+task with the outputs `restore_w0`, `restore_w50`, ... the measures of each are under `w0/`,
+`w50/`, ...
 """
 
 import dataclasses
