@@ -134,13 +134,14 @@ class Evaluator:
       parts.append({k: v[:len(part)] for k, v in found.items()})
     return {k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]}
 
-  def _adapting(self, params, support, steps):
-    """The parameters after so many steps on support pictures (m, s, s, 3), uint8."""
+  def _adapting(self, params, support):
+    """The parameters after one more step on support pictures (m, s, s, 3), uint8."""
     task = self._task
     rows = task.rows(params, support.astype(jnp.float32) / _INPUT_BITS)
     phi, rest = meta_lib.split(params, task.patterns(self._adapted), "adapted")
-    loss = lambda phi, _: task.loss_of(meta_lib.merge(phi, rest), rows)[0]
-    return meta_lib.merge(meta_lib.descend(loss, phi, steps, self._rate), rest)
+    phi, _ = meta_lib.step(
+        lambda phi: task.loss_of(meta_lib.merge(phi, rest), rows)[0], phi, self._rate)
+    return meta_lib.merge(phi, rest)
 
   def _few_shot(self, params, images, domain, names) -> dict[str, float]:
     found: dict[tuple[int, int], list] = {}
@@ -155,8 +156,9 @@ class Evaluator:
         for m in self._shots:
           now, at = params, 0
           for steps in self._steps:
-            if steps > at:
-              now = self._adapt(now, images[pool[:m]], steps - at)
+            # One by one: CPUs are slow at convolutions within loops of a program.
+            for _ in range(steps - at):
+              now = self._adapt(now, images[pool[:m]])
             at = steps
             found.setdefault((m, steps), []).append(self._over(self._measure, now, images[queries]))
     of = np.concatenate(domains)

@@ -302,15 +302,16 @@ class Task:
     m = self.config.meta
     rows = jax.tree.map(lambda x: x.reshape(m.tasks, m.support + m.query, *x.shape[1:]), rows)
 
+    loop = m.parallel == "loop" or m.parallel == "auto" and attention.platform() == "cpu"
+
     def one(params, task):
       phi, rest = meta_lib.split(params, self.adapted, "config.model.meta.adapted")
       part = lambda rows: lambda phi: self.loss_of(meta_lib.merge(phi, rest), rows)[0]
       return meta_lib.episode(
           part(jax.tree.map(lambda x: x[:m.support], task)),
           part(jax.tree.map(lambda x: x[m.support:], task)),
-          phi, steps=m.inner_steps, rate=m.inner_rate, order=m.order)
+          phi, steps=m.inner_steps, rate=m.inner_rate, order=m.order, unroll=loop)
 
-    loop = m.parallel == "loop" or m.parallel == "auto" and attention.platform() == "cpu"
     try:
       losses = meta_lib.over_tasks(one, params, rows, loop)
     except sharding.ShardingError as error:

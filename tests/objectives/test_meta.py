@@ -62,13 +62,29 @@ def test_second_order_agrees_with_finite_differences_of_a_loss_that_bends():
   assert np.abs(jax.grad(value)(jnp.float32(w), 1) - np.array(want)).max() > 1e-2
 
 
-def test_descent_by_a_traced_number_of_steps_and_by_none_is_exact():
+def test_steps_of_descent_are_exact():
   phi = {"x": jnp.float32(X), "fixed": None}
-  loss = lambda phi, _: _support(phi)
-  descend = jax.jit(lambda phi, n: meta.descend(loss, phi, n, RATE))
-  np.testing.assert_array_equal(descend(phi, 0)["x"], np.float32(X))
+  step = jax.jit(lambda phi: meta.step(_support, phi, RATE)[0])
+  for _ in range(4):
+    phi = step(phi)
   shrink = 1 - RATE * A
-  np.testing.assert_allclose(descend(phi, 4)["x"], C + shrink**4 * (X - C), rtol=1e-5)
+  np.testing.assert_allclose(phi["x"], C + shrink**4 * (X - C), rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_an_episode_that_is_written_out_is_the_same(order):
+  def value(phi, unroll):
+    before, after = meta.episode(
+        _support, lambda phi: jnp.sum(jnp.sin(phi["x"])), phi, steps=3, rate=RATE, order=order,
+        unroll=unroll)
+    return before.sum() + after[-1]
+
+  phi = {"x": jnp.float32(X), "fixed": None}
+  run = jax.jit(jax.value_and_grad(value), static_argnums=1)
+  (want, want_grad), (got, grad) = run(phi, False), run(phi, True)
+  # Sums in another order.
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  np.testing.assert_allclose(grad["x"], want_grad["x"], rtol=1e-5)
 
 
 def test_weights_of_queries_move_from_all_to_the_last():
