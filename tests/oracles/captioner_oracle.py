@@ -31,7 +31,7 @@ TEMPLATE = (
 
 
 def main(arrays, settings):
-  torch.set_num_threads(2)
+  torch.set_num_threads(1)
   torch.manual_seed(0)
   model, processor = make(settings["folder"])
   files = []

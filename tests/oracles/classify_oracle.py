@@ -19,7 +19,7 @@ def main(arrays, settings):
   from timm.data import auto_augment
   from timm.loss import SoftTargetCrossEntropy
 
-  torch.set_num_threads(2)
+  torch.set_num_threads(1)
   model = timm.create_model("vit_base_patch16_224", **settings["model"])
   tensors = {n.removeprefix("model/"): torch.from_numpy(x) for n, x in arrays.items()
              if n.startswith("model/")}

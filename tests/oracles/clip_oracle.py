@@ -27,7 +27,7 @@ KINDS = {}
 
 
 def main(arrays, settings):
-  torch.set_num_threads(2)
+  torch.set_num_threads(1)
   out = {}
   for case in settings:
     given = {k: arrays[case[k]] for k in ("images", "ids", "table") if k in case}

@@ -19,7 +19,7 @@ from siglip_oracle import randomise
 
 
 def main(arrays, settings):
-  torch.set_num_threads(2)
+  torch.set_num_threads(1)
   out = {}
   for case in settings:
     if case["kind"] == "wrap":

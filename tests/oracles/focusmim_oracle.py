@@ -55,7 +55,7 @@ class Autoencoder(nn.Module):
 
 
 def main(arrays, settings):
-  torch.set_num_threads(2)
+  torch.set_num_threads(1)
   out = {}
   for case in settings:
     torch.manual_seed(case.get("seed", 0))

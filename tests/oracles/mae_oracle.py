@@ -18,7 +18,7 @@ from siglip_oracle import randomise
 
 
 def main(arrays, settings):
-  torch.set_num_threads(2)
+  torch.set_num_threads(1)
   out = {}
   for case in settings:
     images = torch.from_numpy(arrays[case["images"]]).permute(0, 3, 1, 2).contiguous()

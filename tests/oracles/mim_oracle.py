@@ -14,7 +14,7 @@ import torch
 
 
 def main(arrays, settings):
-  torch.set_num_threads(2)
+  torch.set_num_threads(1)
   out = {}
   for case in settings:
     name, found = case["name"], {}

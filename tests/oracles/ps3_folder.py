@@ -25,7 +25,7 @@ _OBJECTIVE = {"logit_scale", "logit_bias"}
 
 
 def main(arrays, settings):
-  torch.set_num_threads(2)
+  torch.set_num_threads(1)
   out = {}
   for folder in map(pathlib.Path, settings):
     name = folder.name

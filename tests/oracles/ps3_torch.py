@@ -19,7 +19,7 @@ from ps3 import PS3TextConfig, PS3TextModel, PS3VisionConfig, PS3VisionModel  # 
 
 
 def main(arrays, settings):
-  torch.set_num_threads(2)
+  torch.set_num_threads(1)
   out = {}
   for name, layout in settings.items():
     for seed in layout["seeds"]:

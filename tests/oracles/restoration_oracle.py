@@ -24,7 +24,7 @@ def draw(model):
 
 
 def main(arrays, settings):
-  torch.set_num_threads(2)
+  torch.set_num_threads(1)
   out = {}
   for case in settings:
     name = case["name"]

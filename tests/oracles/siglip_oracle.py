@@ -22,7 +22,7 @@ import torchvision_stub  # noqa: F401  Before the libraries that import torchvis
 
 
 def main(arrays, settings):
-  torch.set_num_threads(2)
+  torch.set_num_threads(1)
   out = {}
   for case in settings:
     peer = PEERS[case["peer"]]

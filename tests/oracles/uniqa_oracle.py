@@ -28,7 +28,7 @@ class Adapter(nn.Module):
 
 
 def main(arrays, settings):
-  torch.set_num_threads(2)
+  torch.set_num_threads(1)
   x = {n: torch.from_numpy(a) for n, a in arrays.items()}
   model = Adapter(x["feature"].shape[1])
   out = {f"init/{n}": p.detach().numpy().copy() for n, p in model.named_parameters()}

@@ -66,8 +66,9 @@ def run(
     (where / "settings.json").write_text(json.dumps(settings))
     # Nothing of the project's environment may reach the child, and it may not call home.
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    variables |= {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1",
-                  "PYTHONPATH": str(HERE)}
+    # Installed without bytecode, and none belongs beside the project's own files.
+    variables |= {"HF_HUB_OFFLINE": "1", "PYTHONPYCACHEPREFIX": str(cache() / "bytecode"),
+                  "PYTHONNOUSERSITE": "1", "PYTHONPATH": str(HERE)}
     call([python, script, where], f"The oracle {name}", timeout, variables)
     if not (where / "output.npz").exists():
       raise PeerError(f"The oracle {name} ended without a result; it must call exchange.serve.")
