@@ -1,16 +1,13 @@
 """From captions to ratings: a tiny CLIP learns what noise is called, and an adapter helps it."""
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
 
 from big_vision_ext import cache_features, train, weights
 from big_vision_ext.core import exit_codes, trees
-from big_vision_ext.core.feed import Feed
-from tests import toy_ratings
+from tests import stopped, toy_ratings
 
 STEPS = 60
 
@@ -66,15 +63,7 @@ def test_words_rank_pictures_of_other_references_and_few_labels_rank_them_better
 def test_a_pretraining_that_was_stopped_goes_on_to_the_same_towers(
     clip, data, tmp_path, monkeypatch):
   """Bit by bit, and the same scores."""
-  left, take = [STEPS // 2], Feed.next
-
-  def next_batch(feed):
-    left[0] -= 1
-    if left[0] == 0:
-      os.kill(os.getpid(), signal.SIGTERM)
-    return take(feed)
-
-  monkeypatch.setattr(Feed, "next", next_batch)
+  stopped.at_batch(monkeypatch, STEPS // 2)
   assert pretrain(tmp_path / "run", data) == exit_codes.TERMINATED
   assert weights.load(tmp_path / "run").step < STEPS
   assert pretrain(tmp_path / "run", data) == exit_codes.COMPLETE
