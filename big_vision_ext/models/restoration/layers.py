@@ -100,7 +100,9 @@ def kaiming(gain: float):
   """He's normal initial values of kernels (y, x, in, out), times `gain`; biases are zero."""
 
   def init(key, shape, dtype=jnp.float32):
-    return gain * math.sqrt(2 / math.prod(shape[:3])) * jax.random.normal(key, shape, dtype)
+    # Drawn flat: the same numbers, and CPUs compile it ten times faster than with four axes.
+    drawn = jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+    return gain * math.sqrt(2 / math.prod(shape[:3])) * drawn
 
   return init
 
@@ -110,7 +112,7 @@ def pytorch(fan: int):
   bound = fan**-0.5
 
   def init(key, shape, dtype=jnp.float32):
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
   return init
 
