@@ -13,6 +13,7 @@ skip in blocks that do not change the width, and never uses it: those have no pa
 b batch, y x rows and columns, c channels.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -179,6 +180,7 @@ class Conv(nn.Module):
 
 def _uniform(bound: float):
   def init(key, shape, dtype=jnp.float32):
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    # Drawn flat: the same numbers, and CPUs compile it ten times faster than with four axes.
+    return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
   return init
