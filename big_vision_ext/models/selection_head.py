@@ -14,18 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from big_vision_ext.models import activations, blocks
+from big_vision_ext.models import activations, blocks, initial
 
 _torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-def _torch_bias(fan_in: int):
-  bound = fan_in**-0.5
-
-  def init(key, shape, dtype=jnp.float32):
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  return init
 
 
 def l2_normalize(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -53,7 +44,7 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
     kernel_init = nn.with_logical_partitioning(_torch_kernel, self.axes)
-    bias_init = nn.with_logical_partitioning(_torch_bias(x.shape[-1]), self.axes[1:])
+    bias_init = nn.with_logical_partitioning(initial.pytorch(x.shape[-1]), self.axes[1:])
     kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), self.param_dtype)
     bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
     kernel, bias = kernel[:, : self.used].astype(self.dtype), bias[: self.used]
@@ -155,7 +146,7 @@ class Depthwise(nn.Module):
     dim = x.shape[-1]
     init = nn.with_logical_partitioning(_torch_kernel, (None, None, None, "conv"))
     kernel = self.param("kernel", init, (7, 7, 1, dim), self.param_dtype)
-    bias = self.param("bias", _torch_bias(49), (dim,), self.param_dtype)
+    bias = self.param("bias", initial.pytorch(49), (dim,), self.param_dtype)
     kernel = kernel.astype(self.dtype).astype(jnp.float32)
     out = depthwise(x.astype(jnp.float32), kernel) + bias.astype(jnp.float32)
     return out.astype(self.dtype)
@@ -207,7 +198,7 @@ class HighResSelection(nn.Module):
       (None, None, None, "conv"),
       contract=3,
       kernel_init=lambda **_: _torch_kernel,
-      bias_init=_torch_bias(patches.shape[-1]),
+      bias_init=initial.pytorch(patches.shape[-1]),
       **types,
       name="stem",
     )

@@ -7,7 +7,6 @@ places, sides halved by a strided convolution and doubled by repeating pixels.
 b batch, y x rows and columns, h w those of a latent map, c channels, d width of a code, n codes.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from big_vision_ext.models import attention, blocks, positions
+from big_vision_ext.models import attention, blocks, initial, positions
 
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -230,15 +229,7 @@ def conv(
   kernel_init: Any = None,
 ) -> nn.Conv:
   """A convolution whose kernel (y, x, in, out) names its axes, and begins as PyTorch's do."""
-  init = kernel_init or _uniform
+  init = kernel_init or initial.pytorch_kernel
   return nn.Conv(
     width, (size, size), strides=(stride, stride), dtype=dtype, param_dtype=param_dtype, name=name,
     kernel_init=nn.with_logical_partitioning(init, (None, None, None, "conv")))
-
-
-def _uniform(key, shape, dtype=jnp.float32):
-  """Uniform up to fan ** -0.5. Drawn as one row: programs that draw axes apart, as many as there
-  are convolutions here, take minutes to compile on CPUs. The values are the same."""
-  bound = math.prod(shape[:-1]) ** -0.5
-  flat = jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound)
-  return flat.reshape(shape)
