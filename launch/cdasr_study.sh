@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Does conditioning on what a frozen CLIP sees beat its controls, and meta-trained adaptation plain
 # fine-tuning? Procedural domains and photographs' crops; one domain is left out and adapted to.
-# `bash launch/cdasr_study.sh 0 1 2` takes these seeds (the default). About two hours on two slow
+# `bash launch/cdasr_study.sh 0 1 2` takes these seeds (the default). Hours on two slow
 # cores; interrupted anywhere, or run again, it goes on from what is there.
 #
 # A small CLIP is trained on distorted photographs (configs/uniqa/demo.py), or TOWER names another
