@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs the tests: `bash launch/test.sh [--all] [pytest arguments]`.
+# Sets up .venv and runs the tests: `bash launch/test.sh [--all | --thorough] [pytest arguments]`.
 # --all also runs the tests marked slow, as continuous integration does, and installs the TPU
 # compiler for those that plan for pods and the tables of scores for those that read them.
+# --thorough adds what is marked thorough: more seeds, sizes and combinations of the same.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 setup_env
 cd "$ROOT"
-select=(-m "not slow")
-if [ "${1:-}" = "--all" ]; then
-  select=()
+select="not slow and not thorough"
+if [ "${1:-}" = "--all" ] || [ "${1:-}" = "--thorough" ]; then
+  select="not thorough"
+  if [ "$1" = "--thorough" ]; then select=""; fi
   shift
   add_tpu_compiler
   add_label_tables
@@ -22,4 +24,5 @@ mkdir -p "$cache"
 find "$cache" -type f -mtime +30 -delete
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$cache}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.3}"
-exec "$PY" -m pytest -n "$workers" --dist loadfile ${select[@]+"${select[@]}"} "$@"
+# Files with slow tests come first (tests/conftest.py), so that no worker ends long after the other.
+exec "$PY" -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder -m "$select" "$@"

@@ -1,5 +1,7 @@
 """Every test runs on the CPU, on eight simulated devices, from the repository root."""
 
+import functools
+import gc
 import os
 import pathlib
 import sys
@@ -9,14 +11,47 @@ import pytest
 # Before jax is imported anywhere: the number of devices is fixed when its backend starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tiny programs take longer to optimise than to run: LLVM leaves that, which halves the time of
-# compiling. XLA's own passes, of which the numbers are made, stay as they are for users.
+# compiling. XLA's own passes, of which the numbers are made, stay as they are for users. Devices
+# that wait for each other on a machine with other work to do are not stuck after 40 seconds.
 for _flag, _value in (("--xla_force_host_platform_device_count", 8),
-                      ("--xla_backend_optimization_level", 0)):
+                      ("--xla_backend_optimization_level", 0),
+                      ("--xla_cpu_collective_call_terminate_timeout_seconds", 300)):
   if _flag not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+# Linux allows a process 65,530 mappings of memory by default. Every program that XLA compiles for
+# the CPU takes several, and a process that has no more of them left crashes in the next one.
+MOST_MAPPINGS = 20_000
+
+
+def pytest_collection_modifyitems(items):
+  """Files with slow tests first: the workers then end with many small files, at the same time."""
+  slow = {item.path for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_runtest_teardown(item, nextitem):
+  """Forgets compiled programs where a worker holds a great many: between files, or slow tests."""
+  if nextitem and nextitem.path == item.path and not item.get_closest_marker("slow"):
+    return
+  maps = pathlib.Path("/proc/self/maps")
+  if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+    sys.modules["jax"].clear_caches()
+    gc.collect()
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  """Training takes one device, as it finds on a laptop; eight cost a third more to compile for."""
+  import jax
+
+  from big_vision_ext.core import sharding
+
+  monkeypatch.setattr(sharding, "make_mesh", functools.partial(
+    sharding.make_mesh, devices=jax.devices()[:1]))
 
 
 @pytest.fixture(scope="session")

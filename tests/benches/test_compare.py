@@ -63,10 +63,10 @@ def test_a_process_that_fails_is_an_error_with_what_it_said():
 @pytest.mark.oracle
 def test_both_sides_of_bench_ps3_compute_the_same(tmp_path):
   file = tmp_path / "rows.json"
-  assert bench.main([*TINY, "--px", "64,128", "--peer", "ps3_torch", "--dtypes", "float32",
+  assert bench.main([*TINY, "--px", "64", "--peer", "ps3_torch", "--dtypes", "float32",
                      "--json", str(file)]) == 0
   rows = json.loads(file.read_text())
-  assert len(rows) == 6
+  assert len(rows) == 3
   for row in rows:
     assert set(row) >= KEYS | PEER_KEYS
     # float32 on both sides, in another order.

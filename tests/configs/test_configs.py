@@ -5,7 +5,6 @@ difference belongs into the same commit.
 """
 
 import json
-import os
 import pathlib
 import sys
 
@@ -26,11 +25,13 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 CONFIGS = sorted(p for p in ROOT.glob("configs/*/*.py") if p.name not in ("common.py", "grid.py"))
 NAMES = [f"{p.parent.name}_{p.stem}" for p in CONFIGS]
 # Shrunk, they are another one's program but for a number of scales, a layout or a vocabulary, which
-# a third one has. All: BVE_ALL_CONFIGS=1 bash launch/test.sh --all tests/configs
-ALIKE = () if "BVE_ALL_CONFIGS" in os.environ else (
+# a third one has; or other tests train them.
+ALIKE = (
   "ps3_ps3_1p5k_siglip_so400m", "ps3_ps3_1p5k_siglip2_so400m", "ps3_ps3_4k_siglip_so400m",
-  "ps3_ps3_4k_cradio_l", "mim_mae_l16", "mim_mae_h14", "siglip_so400m14_384")
-RUN = [pytest.param(p, id=n) for p, n in zip(CONFIGS, NAMES) if n not in ALIKE]
+  "ps3_ps3_4k_cradio_l", "mim_mae_l16", "mim_mae_h14", "mim_pixio_h16", "siglip_so400m14_384",
+  "siglip_demo_lowres", "uniqa_demo", "derain_prior", "ps3_own_data", "cdasr_meta")
+RUN = [pytest.param(path, id=name, marks=pytest.mark.thorough if name in ALIKE else ())
+       for path, name in zip(CONFIGS, NAMES)]
 
 
 def _text(path: pathlib.Path) -> str:
@@ -103,12 +104,13 @@ def test_a_configs_header_has_its_command_and_its_source(path):
   assert "runlocal" in header
 
 
-def test_what_is_not_run_is_a_config():
+def test_what_is_seldom_run_is_a_config():
   assert set(ALIKE) <= set(NAMES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RUN)
+@pytest.mark.usefixtures("one_device")
 def test_a_config_runs_locally_on_the_sample_data(path, tmp_path, small_sample_data):
   arg = f"data={small_sample_data}"
   if "num_classes" in config_lib.load(str(path)).input:

@@ -17,7 +17,7 @@ SIZE = (128, 128)
 
 
 @pytest.fixture(scope="module", params=[
-  pytest.param(False, id="plain"), pytest.param(True, id="smooth", marks=pytest.mark.slow)])
+  pytest.param(False, id="plain"), pytest.param(True, id="smooth", marks=pytest.mark.thorough)])
 def measured(request):
   """The task, a batch, what the evaluator counts on it and by which maps, what the model takes."""
   image = PS3["image"] | {"smooth_selection_prob": request.param}
@@ -105,7 +105,8 @@ def test_budgets_are_tokens_or_shares_and_never_more_than_there_are(measured):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["split", "cells"])
+@pytest.mark.parametrize("rule", [
+  pytest.param("split", marks=pytest.mark.thorough), "cells"])
 def test_a_policys_looks_are_counted_as_it_takes_them_and_its_ranking_beside_them(rule):
   image = PS3["image"] | {"look_policy": True, "budget_rule": rule}
   task = tasks.make("ps3", PS3 | {"image": image})

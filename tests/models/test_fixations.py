@@ -109,8 +109,8 @@ def compare(mine, theirs, params, same_targets=True):
 
 
 @pytest.mark.parametrize("family, num_cls", [
-  ("random", 3), pytest.param("random", 1, marks=pytest.mark.slow),
-  pytest.param("disc", 1, marks=pytest.mark.slow)])
+  ("random", 3), pytest.param("random", 1, marks=pytest.mark.thorough),
+  pytest.param("disc", 1, marks=pytest.mark.thorough)])
 def test_one_look_at_one_scale_is_a_masked_autoencoder(family, num_cls):
   """Of random tokens CrossMAE, of those nearest to a gaze the hidden periphery."""
   model, params = reference(num_cls)
@@ -275,7 +275,8 @@ def test_what_comes_before_is_remembered_in_the_retinal_frame_with_its_movements
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [
-  dict(scan=True), dict(remat_policy="nothing_saveable"),
+  pytest.param(dict(scan=True), marks=pytest.mark.thorough),
+  pytest.param(dict(remat_policy="nothing_saveable"), marks=pytest.mark.thorough),
   dict(scan=True, remat_policy="dots_saveable")], ids=str)
 def test_how_it_is_computed_does_not_change_what(change):
   image, gaze = images(), gazes()

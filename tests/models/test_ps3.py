@@ -135,7 +135,7 @@ def test_token_counts_are_those_of_the_release(kw, tokens, first):
 
 
 @pytest.mark.parametrize(
-  "seed, hw", [(0, (64, 64)), (1, (64, 40)), pytest.param(2, (33, 70), marks=pytest.mark.slow)]
+  "seed, hw", [(0, (64, 64)), (1, (64, 40)), pytest.param(2, (33, 70), marks=pytest.mark.thorough)]
 )
 def test_features_of_two_looks_equal_numpy(seed, hw):
   model, params, image, prompt = make(seed, hw)
@@ -155,7 +155,7 @@ def test_features_of_two_looks_equal_numpy(seed, hw):
   [
     ((64, 64), True, {}),
     ((64, 64), False, {}),
-    pytest.param((48, 72), True, {}, marks=pytest.mark.slow),
+    pytest.param((48, 72), True, {}, marks=pytest.mark.thorough),
     ((64, 40), True, RADIO),
   ],
 )

@@ -105,8 +105,8 @@ def test_a_second_disc_goes_to_a_pixel_of_largest_weight_each_as_often():
 
 @pytest.mark.parametrize("mask", [
   PixelMask("random_patches", 0.6), PixelMask("periphery", 0.8, attention="random"),
-  pytest.param(PixelMask("foveate", fixation="random"), marks=pytest.mark.slow),
-  pytest.param(PixelMask("periphery", 0.8, fixation="random"), marks=pytest.mark.slow),
+  pytest.param(PixelMask("foveate", fixation="random"), marks=pytest.mark.thorough),
+  pytest.param(PixelMask("periphery", 0.8, fixation="random"), marks=pytest.mark.thorough),
 ])
 def test_a_mask_depends_on_its_own_key_and_on_neither_order_nor_mesh(mask):
   image, order = images(8, (24, 40)), np.array([3, 0, 4, 1, 2, 7, 6, 5])

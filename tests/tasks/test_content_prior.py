@@ -374,6 +374,7 @@ def test_the_loss_and_what_codes_are_used_are_the_same_on_eight_devices():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_three_stages_follow_each_other_from_their_config(tmp_path, small_sample_data):
   from big_vision_ext import encode, train
 

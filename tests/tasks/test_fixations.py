@@ -102,11 +102,11 @@ VARIANTS = {
 }
 
 
-def some_slow(fast):
-  return [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in VARIANTS]
+def most_thorough(but):
+  return [pytest.param(n, marks=() if n in but else pytest.mark.thorough) for n in VARIANTS]
 
 
-@pytest.mark.parametrize("name", some_slow(("retinal", "features")))
+@pytest.mark.parametrize("name", most_thorough(("retinal", "features")))
 def test_every_parameter_learns_and_the_teacher_does_not(name):
   task, params, _ = made(**VARIANTS[name])
   batch = {"image": images()}
@@ -121,7 +121,7 @@ def test_every_parameter_learns_and_the_teacher_does_not(name):
   assert teacher <= idle and bool(teacher) == (name == "features")
 
 
-@pytest.mark.parametrize("name", some_slow(("retinal",)))
+@pytest.mark.parametrize("name", most_thorough(("retinal",)))
 def test_loss_and_gradients_are_the_same_on_eight_devices(name):
   task, params, _ = made(**VARIANTS[name])
   value = jax.value_and_grad(lambda p, b: task.loss(p, b, jax.random.key(2), True), has_aux=True)
@@ -267,7 +267,7 @@ def test_the_teacher_follows_slowly_and_only_where_there_is_one():
 
 @pytest.mark.parametrize("model", [
   dict(target="residual", frame="retinal", surprise_hidden=8),
-  pytest.param(dict(policy="walk"), marks=pytest.mark.slow)], ids=str)
+  pytest.param(dict(policy="walk"), marks=pytest.mark.thorough)], ids=str)
 def test_what_was_seen_is_given_and_the_rest_is_predicted_in_pictures(model):
   task, params, _ = made(**model)
   batch = {"image": images(), "index": np.arange(8)}

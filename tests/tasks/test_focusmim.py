@@ -44,8 +44,8 @@ def plain():
 
 @pytest.mark.parametrize("mask", [
   MASK, dict(family="foveate"),
-  pytest.param(dict(family="periphery", ratio=0.8, attention="random"), marks=pytest.mark.slow),
-  pytest.param(dict(family="none"), marks=pytest.mark.slow),
+  pytest.param(dict(family="periphery", ratio=0.8, attention="random"), marks=pytest.mark.thorough),
+  pytest.param(dict(family="none"), marks=pytest.mark.thorough),
 ], ids=lambda m: m["family"])
 def test_the_loss_is_the_ratio_of_sums_over_what_is_hidden(mask):
   task = make(mask)
@@ -71,7 +71,7 @@ def test_every_parameter_learns(plain):
   (dict(family="periphery", ratio=0.7, attention="random"), False),
   pytest.param(dict(family="periphery", ratio=0.9, attention="foreground"), True,
                marks=pytest.mark.slow),
-  pytest.param(dict(family="foveate", fixation="random"), False, marks=pytest.mark.slow),
+  pytest.param(dict(family="foveate", fixation="random"), False, marks=pytest.mark.thorough),
 ], ids=["discs", "foreground", "fovea"])
 def test_loss_and_gradients_are_the_same_on_eight_devices_with_unequal_masks(mask, foreground):
   task = make(mask, foreground=foreground)

@@ -64,7 +64,7 @@ def test_every_ps3_parameter_learns_but_the_published_dead_ones(ps3):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("switches", [
-  dict(selection_maps="each"),
+  pytest.param(dict(selection_maps="each"), marks=pytest.mark.thorough),
   dict(budget_rule="cells", look_policy=True, selection_maps="each", selection_antialias=True,
        low_antialias=True),
 ], ids=lambda s: "-".join(s))  # fmt: skip
@@ -254,7 +254,7 @@ def test_tiles_that_cannot_serve_the_model_are_refused(ps3, settings, message):
 
 @pytest.mark.parametrize("name, side, model", [
   ("ps3", 128, {}),
-  pytest.param("ps3", 128, dict(scan=True, look_policy=True), marks=pytest.mark.slow),
+  pytest.param("ps3", 128, dict(scan=True, look_policy=True), marks=pytest.mark.thorough),
   ("siglip", 32, {}),
 ], ids=str)  # fmt: skip
 def test_captions_that_share_an_image_train_as_if_each_had_its_own(name, side, model):
