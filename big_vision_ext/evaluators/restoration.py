@@ -11,6 +11,8 @@ the removal ratio, 1 perfect, 0 untouched, and `E_B_strict`, the damage where no
 what counts as background else is half wet. They are of sums over the whole split, not means of
 pictures. `psnr` (dB) and `ssim` are means over pictures, of whole ones; `psnr_input` is that of the
 degraded ones, and of pictures that are equal, whose PSNR is infinite, there are `psnr_equal`.
+Of what is everywhere, noise above all, `flat_noise` is the deviation of what is left of it where
+the clean pictures are flat, over the whole split, in 0..255.
 
 Of a population each is the mean over its members, `_std` the deviation over them, of those that
 have a number, and `seed_N/` has each member's own.
@@ -99,6 +101,9 @@ class Evaluator:
     if degraded.shape == clean.shape:
       out["psnr_input"] = image_metrics.psnr(degraded, clean, **self._how)
     if layer is None:
+      if degraded.shape == clean.shape:
+        sums = of_members(lambda x: image_metrics.flat_sums(x, clean))
+        out |= {f"flat/{k}": v for k, v in sums.items()}
       return out
     for prefix, strict in (("rain", False), ("strict", True)):
       sums = of_members(
@@ -129,11 +134,13 @@ class Evaluator:
       if key in own:
         out |= _mean_psnr(key, own[key])
     sums = {prefix: {k.removeprefix(prefix): v for k, v in own.items() if k.startswith(prefix)}
-            for prefix in ("rain/", "strict/")}
+            for prefix in ("rain/", "strict/", "flat/")}
     if sums["rain/"]:
       out |= image_metrics.rain_measures(sums["rain/"])
       # The rain is the same by either mask.
       out["E_B_strict"] = image_metrics.rain_measures(sums["strict/"])["E_B"]
+    if sums["flat/"]:
+      out["flat_noise"] = image_metrics.flat_noise(sums["flat/"])
     return out
 
 

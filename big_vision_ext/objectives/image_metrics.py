@@ -13,6 +13,7 @@ b batch, y x rows and columns, c channels.
 from collections.abc import Mapping
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -26,6 +27,8 @@ _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 # Rain is where the layer exceeds 50 of 255 (a co-author's code); strictly, none is where it has
 # at most 2 (ours): at 50 more than half of the visibly wet pixels count as background.
 RAIN_ABOVE, DRY_UP_TO = 50, 2
+# Flat is where the clean picture spans no more than this many levels around a pixel (ours).
+FLAT_UP_TO, _FLAT_SIDE = 6, 5
 
 
 def psnr(
@@ -147,6 +150,41 @@ def rain_measures(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
   rho = 1 - (total["left"] / total["rain"]) ** 0.5 if total["rain"] else float("nan")
   return {"E_R": rms("changed", "rain_count"), "E_B": rms("damage", "background_count"),
           "E_R_gt": rms("left", "rain_count"), "rho": rho}
+
+
+def flat_sums(
+  restored: Float[Array, "b y x c"], clean: Float[Array, "b y x c"], quantize: bool = True
+) -> dict[str, Float[Array, "b"]]:
+  """Sums of what is left of noise where the clean picture is flat, to be added up.
+
+  There, nothing of the picture hides noise, nor passes for it. Flat is a pixel around which no
+  channel of the clean picture spans more than 6 of 255 levels, over 5 x 5 pixels.
+
+  Args:
+    restored, clean: in [0, 1].
+    quantize: rounds pixels to 8 bits first.
+
+  Returns:
+    `sum` and `squares` of (restored - clean), in 0..255, and the `count` of values.
+  """
+  _check_shapes(restored, clean)
+  restored, clean = (_levels(x, quantize) for x in (restored, clean))
+  around = (1, _FLAT_SIDE, _FLAT_SIDE, 1)
+  most = jax.lax.reduce_window(clean, -jnp.inf, jax.lax.max, around, (1, 1, 1, 1), "SAME")
+  least = jax.lax.reduce_window(clean, jnp.inf, jax.lax.min, around, (1, 1, 1, 1), "SAME")
+  flat = jnp.all(most - least <= FLAT_UP_TO, axis=-1, keepdims=True)
+  left = jnp.where(flat, restored - clean, 0.0)
+  return {"sum": jnp.sum(left, axis=(1, 2, 3)), "squares": jnp.sum(left**2, axis=(1, 2, 3)),
+          "count": jnp.sum(flat, axis=(1, 2, 3)) * jnp.float32(clean.shape[3])}
+
+
+def flat_noise(sums: Mapping[str, np.ndarray]) -> float:
+  """Standard deviation, in 0..255, of what `flat_sums` added up; NaN if nothing is flat."""
+  total = {k: float(np.sum(np.asarray(v, np.float64))) for k, v in sums.items()}
+  if not total["count"]:
+    return float("nan")
+  mean = total["sum"] / total["count"]
+  return max(total["squares"] / total["count"] - mean**2, 0.0) ** 0.5
 
 
 def _prepared(a, b, crop, channel, quantize, smallest):

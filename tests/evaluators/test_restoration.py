@@ -121,6 +121,8 @@ def test_members_are_told_each_and_by_mean_and_deviation(known):
     own = [known[f"{rain}/seed_{seed}/{measure}"] for seed in (5, 9)]
     assert known[name] == pytest.approx(np.mean(own))
     assert known[f"{name}_std"] == pytest.approx(np.std(own, ddof=1))
+  # The pictures are flat everywhere: all of the noise is left, or none.
+  assert known["noise/seed_5/flat_noise"] > 10 and known["noise/seed_9/flat_noise"] == 0
   # Noise is everywhere: no layer says where.
   assert not any(k.startswith("noise/") and k.endswith(("E_R", "rho")) for k in known)
 

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from scipy import ndimage
 from skimage import color, metrics
 
 from big_vision_ext.objectives import image_metrics
@@ -127,6 +128,27 @@ def test_without_rain_there_is_no_removal_to_speak_of(rainy):
   out = image_metrics.rain_measures(
       image_metrics.rain_sums(clean, clean, clean, np.zeros_like(layer)))
   assert np.isnan(out["E_R"]) and np.isnan(out["rho"]) and out["E_B"] == 0
+
+
+def test_noise_is_measured_where_the_clean_picture_is_flat():
+  rng = np.random.default_rng(0)
+  clean = np.full((2, 40, 60, 3), 90.0)
+  clean[0, :, 30:] = rng.integers(0, 256, (40, 30, 3))
+  clean[1] += np.linspace(0, 100, 60)[:, None]  # 1.7 levels a pixel: 6 or 7 over five.
+  clean[1, :, :20] = 200
+  restored = clean + rng.normal(4, 5, clean.shape)
+  restored, clean = np.clip(np.round(restored), 0, 255), np.round(clean)
+  sums = jax.jit(image_metrics.flat_sums)(unit(restored), unit(clean))
+  span = (ndimage.maximum_filter(clean, (1, 5, 5, 1)) - ndimage.minimum_filter(clean, (1, 5, 5, 1)))
+  flat = (span <= 6).all(-1)
+  assert 0.4 < flat[0].mean() < 0.5 and 0.3 < flat[1].mean() < 0.95
+  # Whole numbers: their sums in float32 are exact here.
+  np.testing.assert_array_equal(sums["count"], 3 * flat.sum((1, 2)))
+  want = np.std((restored - clean)[flat])
+  assert image_metrics.flat_noise(sums) == pytest.approx(want, rel=1e-6)
+  assert want == pytest.approx(5, abs=0.2)
+  assert np.isnan(image_metrics.flat_noise(image_metrics.flat_sums(
+    unit(clean[:1, :, 35:]), unit(clean[:1, :, 35:]))))
 
 
 @pytest.mark.parametrize("shape, kwargs, message", [
