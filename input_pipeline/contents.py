@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from input_pipeline import records, splits, text
-from input_pipeline.examples import UNUSABLE, eval_caption
+from input_pipeline import captions, records, splits, text
+from input_pipeline.examples import UNUSABLE
 from input_pipeline.input_config import InputConfig, open_members
 from input_pipeline.ratings import Rating
 from input_pipeline.stream import News
@@ -69,7 +69,7 @@ def token_rows(config: InputConfig, texts: Sequence[str]) -> Int32[np.ndarray, "
   tokenizer = text.make_tokenizer(config.tokenizer)
   rows = np.empty((len(texts), config.text_len), np.int32)
   for row, words in zip(rows, texts):
-    row[:] = tokenizer.tokenize(eval_caption(config, words), config.text_len)
+    row[:] = tokenizer.tokenize(captions.whole(config, words), config.text_len)
   return rows
 
 

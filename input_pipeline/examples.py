@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import (
+  captions,
   crop_features,
   crops,
   foreground,
@@ -164,13 +165,13 @@ class ExampleMaker:
         batch["foreground"][row] = found[:, ::-1] if mirrored else found
       return
     drawn = self.draw(sample, rng, where)
-    captions = [(drawn.region, drawn.caption)]
+    said = [(drawn.region, drawn.caption)]
     if config.captions_per_image > 1:
-      captions += self._draw_more(sample, drawn, rng, where)
-    for i, (region, caption) in enumerate(captions):
-      at = row if len(captions) == 1 else (row, i)
+      said += captions.draw_more(config, sample, drawn.region, drawn.crop, rng, where)
+    for i, (region, caption) in enumerate(said):
+      at = row if len(said) == 1 else (row, i)
       self._write_caption(batch, at, sample, region, drawn.crop, caption)
-    self._write_boxes(batch, row, sample, [region for region, _ in captions], drawn.crop)
+    self._write_boxes(batch, row, sample, [region for region, _ in said], drawn.crop)
     mirrored = self._write_picture(batch, row, picture, drawn.crop, rng)
     if config.tiles:
       self._write_tiles(batch, row, picture, drawn.crop, rng)
@@ -232,57 +233,13 @@ class ExampleMaker:
     """Chooses region, caption and crop; raises CaptionError where there is nothing to say."""
     config = self._config
     region = transforms.choose_region(sample, rng, global_share=config.global_share)
-    caption = self._draw_caption(sample, region, rng, where)
+    caption = captions.draw(config, sample, region, rng, where)
     size, shape = (sample.width, sample.height), self._crop_shape
     if region is None:
       crop = transforms.random_crop(rng, *size, **shape)
     else:
       crop = transforms.crop_for_region(rng, *size, sample.boxes[region], **shape)
     return Draw(region, caption, crop)
-
-  def _draw_caption(self, sample, region: int | None, rng, where: str) -> str:
-    """A random part of a caption; raises CaptionError where nothing is left of it."""
-    caption = self._whole_caption(sample, rng, where) if region is None else sample.texts[region]
-    if self._config.clean_captions:
-      caption = transforms.clean_caption(caption)
-    if self._config.sentence_sampling:
-      caption = transforms.sample_sentences(caption, rng)
-    caption = self._canonical(caption)
-    if not caption:
-      raise transforms.CaptionError(f"{where}: the caption has no words left after cleaning.")
-    return caption
-
-  def _whole_caption(self, sample: records.Sample, rng: np.random.Generator, where: str) -> str:
-    """The global caption, or one of several; raises CaptionError if none is of those asked for."""
-    if not self._config.one_caption:
-      return sample.global_text
-    captions, sources = sample.captions or [sample.global_text], self._config.caption_sources
-    if sources:
-      captions = [c for c, of in zip(sample.captions, sample.caption_sources) if of in sources]
-    if not captions:
-      raise transforms.CaptionError(
-        f"{where}: none of its {len(sample.captions)} captions is of {', '.join(sources)}.")
-    return captions[int(rng.integers(len(captions)))]
-
-  def _draw_more(self, sample, first: Draw, rng, where: str) -> list[tuple[int | None, str]]:
-    """Further (region, caption) of what a crop shows, each of the image once if there are enough.
-
-    The global caption is among an image's as often as makes it the share of all captions that is
-    asked for, as far as one an image can. Where there are too few, the first ones come again.
-    """
-    count, share = self._config.captions_per_image, self._config.global_share
-    seen = transforms.visible_share(sample.boxes, first.crop) >= transforms.MIN_VISIBLE
-    others = [int(i) for i in rng.permutation(np.flatnonzero(seen)) if i != first.region]
-    chosen: list[int | None] = [first.region, *others]
-    wanted = (min(1.0, count * share) - share) / (1 - share) if share < 1 else 0.0
-    if first.region is not None and sample.global_text is not None and rng.random() < wanted:
-      chosen.insert(1, None)
-    elif len(chosen) < count and first.region is not None and sample.global_text is not None:
-      chosen.append(None)
-    return [
-      (chosen[i % len(chosen)], self._draw_caption(sample, chosen[i % len(chosen)], rng, where))
-      for i in range(1, count)
-    ]
 
   def _write_tiles(
     self,
@@ -314,7 +271,7 @@ class ExampleMaker:
     # An image that is shown for its class may have no caption.
     caption = sample.global_text or "" if region is None else sample.texts[region]
     whole = (0, 0, sample.width, sample.height)
-    caption = eval_caption(self._config, caption)
+    caption = captions.whole(self._config, caption)
     self._write_caption(batch, row, sample, region, whole, caption)
     self._write_boxes(batch, row, sample, [region], whole)
 
@@ -355,9 +312,6 @@ class ExampleMaker:
     pairs.write(sample, region, self._config.resize, degraded, where)
     return np.concatenate([image, degraded], axis=-1)
 
-  def _canonical(self, caption: str) -> str:
-    return text.canonicalize(caption) if self._config.canonicalize else caption.strip()
-
   def _write_caption(
     self,
     batch: dict[str, np.ndarray],
@@ -394,13 +348,6 @@ class ExampleMaker:
       batch["boxes"][row] = 0
       batch["boxes"][row, : len(kept)] = boxes[kept]
       batch["num_boxes"][row] = len(kept)
-
-
-def eval_caption(config: InputConfig, caption: str) -> str:
-  """Returns a whole caption as evaluation reads it: cleaned and canonical if so configured."""
-  if config.clean_captions:
-    caption = transforms.clean_caption(caption)
-  return text.canonicalize(caption) if config.canonicalize else caption.strip()
 
 
 class ImageCache:

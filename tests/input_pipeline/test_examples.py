@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from input_pipeline import examples, pyramid, transforms
+from input_pipeline import captions, examples, pyramid, transforms
 from input_pipeline.build import layouts
 from input_pipeline.input_config import InputConfig, InputError
 
@@ -197,7 +197,7 @@ def test_what_a_captioner_says_of_its_own_input_is_kept_where_it_shall_be(make_s
   want = "A blurred sign." if clean else said
   config = InputConfig("unused", image_size=16, text_len=70, clean_captions=clean,
                        canonicalize=False, sentence_sampling=False, global_share=1.0)
-  assert examples.eval_caption(config, said).strip() == want
+  assert captions.whole(config, said).strip() == want
   ids = _train_row(config, dataclasses.replace(make_sample(0), global_text=said), 0)["text"][0]
   assert bytes(ids[ids > 2].astype(np.uint8) - 3).decode().strip() == want
 
