@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.metadata import array_metadata_store
 
 from big_vision_ext.core import checksums, inventory, processes, trees
 from big_vision_ext.core.config import Config, resolve
@@ -32,6 +33,9 @@ _READ_BYTES = 1 << 28
 # What the arrays of a checkpoint are divided into: parameters, and what only training needs.
 _ITEMS = ("params", "rest")
 AVERAGE = ":ema"
+# Devices that hold the same array each write a part of it, for which orbax compiles a program for
+# each shape and device. Smaller arrays than this are written sooner by one of them alone.
+_SHARED_FROM_BYTES = 1 << 24
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 
 
@@ -275,6 +279,9 @@ class Checkpoints:
                          f"what was saved, e.g. {altered[0]} (their checksums differ)")
 
   def _open(self):
+    ocp.type_handlers.register_type_handler(jax.Array, ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=_SHARED_FROM_BYTES,
+        array_metadata_store=array_metadata_store.Store()), override=True)
     return ocp.CheckpointManager(self._root, options=ocp.CheckpointManagerOptions(
         max_to_keep=2, keep_period=self._keep_every, cleanup_tmp_directories=True,
         enable_async_checkpointing=True, async_options=ocp.options.AsyncOptions(

@@ -50,6 +50,19 @@ def test_a_state_comes_back_bit_identical_on_any_mesh(before, after, tmp_path):
   checkpoints.close()
 
 
+def test_small_arrays_that_all_devices_hold_are_saved_without_a_program_for_each(
+    mesh, tmp_path, caplog):
+  """Only checksums are compiled, all of them at once."""
+  places = sharding.replicated(mesh)
+  state = {"params": {str(n): jax.device_put(jnp.ones((8, n)), places) for n in range(81, 89)}}
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  with jax.log_compiles():
+    checkpoints.save(1, state, {"config": {}})
+    checkpoints.wait()
+  checkpoints.close()
+  assert caplog.text.count("Finished XLA compilation") == 1
+
+
 def test_the_latest_two_and_the_multiples_of_keep_every_are_kept(mesh, tmp_path):
   checkpoints = checkpoint.Checkpoints(tmp_path, keep_every=3)
   for step in range(1, 9):
