@@ -54,7 +54,8 @@ def test_small_arrays_that_all_devices_hold_are_saved_without_a_program_for_each
     mesh, tmp_path, caplog):
   """Only checksums are compiled, all of them at once."""
   places = sharding.replicated(mesh)
-  state = {"params": {str(n): jax.device_put(jnp.ones((8, n)), places) for n in range(81, 89)}}
+  state = {"params": {str(n): jax.device_put(jnp.ones((8, n)), places) for n in range(81, 89)},
+           "step": jax.device_put(jnp.int32(1), places)}
   checkpoints = checkpoint.Checkpoints(tmp_path)
   with jax.log_compiles():
     checkpoints.save(1, state, {"config": {}})
