@@ -1,11 +1,14 @@
 """How is a picture of any size restored? Tile by tile, blended without seams.
 
 A picture is cut into tiles of one size, so that one program serves all; the last ones begin
-earlier, so that they end where the picture does, and a picture smaller than a tile is continued by
-its mirror image. Neighbours overlap. Of an overlap, the outer quarters are not used, as a network
-sees them without what lies around; in the middle half one tile fades into the next. So a network of
-convolutions gives what it gives of the whole picture, if the overlap is at least four times as wide
-as it looks to either side.
+earlier, so that they end where the picture does. A side shorter than a tile gets a tile of one, two
+or three quarters of the length, which few programs serve, and is continued by its mirror image. So
+what becomes of a picture depends on it alone.
+
+Neighbours overlap. Of an overlap, the outer quarters are not used, as a network sees them without
+what lies around; in the middle half one tile fades into the next. So a network of convolutions
+gives what it gives of the whole picture, if the overlap is at least four times as wide as it looks
+to either side.
 
 A model that is steered by what a picture shows (task "cdasr": the output "condition") is told it of
 the whole, once, and not of each tile. Where it makes a map of that, the map lies over each tile, as
@@ -37,7 +40,7 @@ class Restorer(LoadedModel):
   Attributes:
     scale: how many times larger sides become.
     multiple: sides of tiles are multiples of it.
-    tile: height and width of tiles in pixels of the degraded picture.
+    tile: longest side of tiles in pixels of the degraded picture; see `sides`.
     overlap: of neighbouring tiles.
     ensemble: whether every tile is restored in all eight positions and the mean is taken.
     settings: what decides on results, beside the weights.
@@ -50,7 +53,7 @@ class Restorer(LoadedModel):
 
     Args:
       source, step: see `weights.load`.
-      tile, overlap, ensemble: see the class; `tile` is both sides of a tile.
+      tile, overlap, ensemble: see the class.
       batch_size: tiles that go through the model together.
       member: which network of a population.
 
@@ -72,22 +75,21 @@ class Restorer(LoadedModel):
     self._condition = self._condition_of_whole()
     self.multiple = getattr(getattr(self.task, "net", None), "multiple", 1)
     self.overlap, self.ensemble = overlap, ensemble
-    self.tile = self._checked(tile, tile)
-    self.sizes = [self.tile]
+    self.tile = self._checked(tile)
+    self.sizes = [(tile, tile)]
     self.scale = self._scale()
     self.settings = {"tile": tile, "overlap": overlap, "ensemble": ensemble, "member": member}
 
-  def fit(self, shapes: Sequence[tuple[int, int]]) -> None:
-    """Makes tiles no larger than the largest of pictures (height, width) needs."""
-    need = [-(-max(sides) // self.multiple) * self.multiple for sides in zip(*shapes)]
-    small = tuple(min(side, n) for side, n in zip(self.tile, need))
+  def sides(self, shape: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the tiles that a picture (height, width) is cut into."""
+    quarter = _up(-(-self.tile // 4), self.multiple)
+    height, width = (min(self.tile, _up(n, quarter)) for n in shape)
     # Turned, a tile must be a tile.
-    self.tile = (max(small),) * 2 if self.ensemble else small
-    self.sizes = [self.tile]
+    return (max(height, width),) * 2 if self.ensemble else (height, width)
 
   def count(self, shape: tuple[int, int]) -> int:
     """How many tiles a picture (height, width) is cut into."""
-    return math.prod(len(self._starts(n, axis)) for axis, n in enumerate(shape))
+    return math.prod(len(self._starts(n, side)) for n, side in zip(shape, self.sides(shape)))
 
   def restore(self, pixels: Pixels, tick: Callable[[], None] = lambda: None
               ) -> Float[np.ndarray, "h w 3"]:
@@ -112,18 +114,19 @@ class Restorer(LoadedModel):
     if white == 1.0 and pixels.dtype.kind != "f":
       raise ValueError(f"pixels are of {pixels.dtype}, expected uint8, uint16 or floats")
     shape, s = pixels.shape[:2], self.scale
-    whole = _continued(pixels, [self._padded(n, axis) for axis, n in enumerate(shape)])
-    rows, columns = (self._starts(n, axis) for axis, n in enumerate(shape))
+    high, wide = sides = self.sides(shape)
+    whole = _continued(pixels, [self._padded(n, side) for n, side in zip(shape, sides)])
+    rows, columns = (self._starts(n, side) for n, side in zip(shape, sides))
     fade_y, fade_x = (_fades(starts, side, self.overlap, s)
-                      for starts, side in zip((rows, columns), self.tile))
+                      for starts, side in zip((rows, columns), sides))
     steer = self._steer(pixels, white)
     carry, ends = np.zeros((0, whole.shape[1] * s, 3), np.float32), [*rows[1:], whole.shape[0]]
     height = shape[0] * s
     for y, end, weight in zip(rows, ends, fade_y):
-      band = np.zeros((self.tile[0] * s, whole.shape[1] * s, 3), np.float32)
-      cut = lambda x, y=y: whole[y:y + self.tile[0], x:x + self.tile[1]].astype(np.float32) / white
+      band = np.zeros((high * s, whole.shape[1] * s, 3), np.float32)
+      cut = lambda x, y=y: whole[y:y + high, x:x + wide].astype(np.float32) / white
       for x, fade, tile in zip(columns, fade_x, self._restored(map(cut, columns), steer)):
-        band[:, x * s:(x + self.tile[1]) * s] += tile * fade[:, None]
+        band[:, x * s:(x + wide) * s] += tile * fade[:, None]
         tick()
       band *= weight[:, None, None]
       band[:len(carry)] += carry
@@ -176,29 +179,31 @@ class Restorer(LoadedModel):
     return out
 
   def _scale(self) -> int:
-    image = jax.ShapeDtypeStruct((1, *self.tile, 3), jnp.float32)
-    return jax.eval_shape(self._restore, self.params, {"image": image}).shape[1] // self.tile[0]
+    image = jax.ShapeDtypeStruct((1, *self.sizes[0], 3), jnp.float32)
+    return jax.eval_shape(self._restore, self.params, {"image": image}).shape[1] // self.tile
 
-  def _checked(self, *tile: int) -> tuple[int, ...]:
+  def _checked(self, tile: int) -> int:
     m = self.multiple
-    if min(tile) < 1 or any(side % m for side in tile):
-      raise ValueError(f"tile={tile[0]}: expected a multiple of {m}, as sides of what this model "
-                       f"takes are, e.g. {max(-(-tile[0] // m) * m, m)}")
-    if not 0 <= self.overlap <= min(tile) // 2 or min(tile) - self.overlap < m:
-      raise ValueError(f"overlap={self.overlap}: expected 0 to {min(tile) // 2}, half of "
-                       f"tile={tile[0]}")
+    if tile < 1 or tile % m:
+      raise ValueError(f"tile={tile}: expected a multiple of {m}, as sides of what this model "
+                       f"takes are, e.g. {max(_up(tile, m), m)}")
+    most = min(tile // 2, tile - m)
+    if not 0 <= self.overlap <= most:
+      raise ValueError(f"overlap={self.overlap}: expected 0 to {most} for tile={tile}, half of it "
+                       f"at most, and tiles begin {m} px apart at least")
     return tile
 
-  def _padded(self, n: int, axis: int) -> int:
-    """The length that an axis is continued to."""
-    return max(-(-n // self.multiple) * self.multiple, self.tile[axis])
+  def _padded(self, n: int, side: int) -> int:
+    """The length that an axis of n pixels is continued to."""
+    return max(_up(n, self.multiple), side)
 
-  def _starts(self, n: int, axis: int) -> list[int]:
+  def _starts(self, n: int, side: int) -> list[int]:
     """Where tiles begin along an axis of n pixels: at multiples, the last as late as can be."""
-    side, last = self.tile[axis], self._padded(n, axis) - self.tile[axis]
-    overlap = min(self.overlap, side // 2)
-    step = (side - overlap) // self.multiple * self.multiple
-    return [*range(0, last, step), last]
+    last = self._padded(n, side) - side
+    if not last:
+      return [0]
+    # Of more than one, the side is the longest.
+    return [*range(0, last, (side - self.overlap) // self.multiple * self.multiple), last]
 
 
 def turned(x: np.ndarray, turn: int) -> np.ndarray:
@@ -211,6 +216,11 @@ def turned_back(x: np.ndarray, turn: int) -> np.ndarray:
   """The inverse of `turned`."""
   x = x[:, ::-1] if turn >= 4 else x
   return np.rot90(x, -turn % 4)
+
+
+def _up(n: int, unit: int) -> int:
+  """The least multiple of `unit` that is not below n."""
+  return -(-n // unit) * unit
 
 
 def _continued(pixels: np.ndarray, size: Sequence[int]) -> np.ndarray:

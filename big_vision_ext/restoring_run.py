@@ -96,8 +96,6 @@ class Run:
     """
     rest = [job for job in todo if not self._is_done(job)]
     shapes = {job: restoring_files.shape(job.source.path) for job in todo}
-    if all(shapes.values()):
-      self._model.fit(list(shapes.values()))
     tiles = {job: self._model.count(shape) if shape else 1 for job, shape in shapes.items()}
     self._meter = progress.Progress(
       "restore", sum(tiles.values()), done=sum(tiles[job] for job in todo if job not in rest),

@@ -78,19 +78,36 @@ def test_with_too_small_an_overlap_the_tiles_differ_from_the_whole():
 
 
 def test_pictures_smaller_than_a_tile_are_continued_by_their_mirror_image():
+  """To quarters of a tile, here 12."""
   image = picture(9, 20)
-  mirrored = np.pad(image, [(0, 39), (0, 28), (0, 0)], mode="reflect")
+  mirrored = np.pad(image, [(0, 3), (0, 4), (0, 0)], mode="reflect")
   want = np.clip(at_once()(mirrored), 0, 1)[:18, :40]
   np.testing.assert_allclose(conv().restore(image), want, atol=1e-5)
   # A single pixel has a mirror image, too.
   assert conv().restore(picture(1, 1)).shape == (2, 2, 3)
 
 
-def test_one_program_serves_pictures_of_all_sizes():
+def test_few_programs_serve_pictures_of_all_sizes():
   model = conv()
-  for size in ((100, 53), (9, 20), (49, 48)):
-    model.restore(picture(*size))
-  assert len(model.programs) == 1
+  assert {model.sides(size) for size in ((100, 53), (49, 48), (37, 900))} == {(48, 48)}
+  every = [(h, w) for h in range(1, 60) for w in range(1, 60)]
+  assert len({model.sides(size) for size in every}) == 16
+  # Turned, a tile must be a tile.
+  assert {h - w for h, w in map(conv(ensemble=True).sides, every)} == {0}
+
+
+@pytest.mark.parametrize("net", [
+  dict(name="unet", fields=dict(width=4, depth=1)),
+  dict(name="swinir", fields=dict(width=4, depth=1, blocks=2, heads=1, window=8, tail="denoise"))])
+def test_pictures_no_larger_than_a_multiple_are_restored(net):
+  """They are one tile, alone and in eight positions."""
+  found = loaded({"net": net | {"scale": 1}, "image_size": 16})
+  for ensemble in (False, True):
+    model = restoring.Restorer(found, tile=16, overlap=4, ensemble=ensemble)
+    for size in ((1, 1), (8, 8), (3, 8)):
+      assert model.count(size) == 1
+      image = model.restore(picture(*size))
+      assert image.shape == (*size, 3) and np.isfinite(image).all()
 
 
 def test_sides_that_are_no_multiple_of_the_windows_are_restored():
@@ -99,9 +116,9 @@ def test_sides_that_are_no_multiple_of_the_windows_are_restored():
   image = picture(30, 19)
   found = model.restore(image)
   assert found.shape == (30, 19, 3)
-  small = restoring.Restorer(loaded(SWIN), tile=32, overlap=8)
-  padded = np.pad(image, [(0, 2), (0, 13), (0, 0)], mode="reflect")
-  np.testing.assert_allclose(small.restore(image), np.clip(at_once("swin")(padded), 0, 1)[:30, :19],
+  one = restoring.Restorer(loaded(SWIN), tile=32, overlap=8)
+  padded = np.pad(image, [(0, 2), (0, 5), (0, 0)], mode="reflect")
+  np.testing.assert_allclose(one.restore(image), np.clip(at_once("swin")(padded), 0, 1)[:30, :19],
                              atol=1e-5)
   assert np.isfinite(found).all() and np.ptp(found) > 0.2
 
@@ -148,6 +165,7 @@ def test_whole_numbers_of_8_and_16_bits_are_read_by_their_white():
 @pytest.mark.parametrize("settings, message", [
   (dict(tile=30), "tile=30: expected a multiple of 4.*e.g. 32"),
   (dict(tile=16, overlap=9), "overlap=9: expected 0 to 8"),
+  (dict(tile=4, overlap=1), "overlap=1: expected 0 to 0 for tile=4"),
   (dict(tile=16, overlap=4, member=1), "member=1: random has 1 network; expected 0 to 0"),
 ])
 def test_impossible_tiles_are_refused(settings, message):
@@ -305,6 +323,14 @@ def test_a_folder_is_restored_resumed_and_not_mixed(run_folder, photos, tmp_path
   assert "was made with ensemble=False" in capsys.readouterr().err
   assert command(run_folder, photos, out, "--ensemble", "--overwrite", "--no-pictures") == 0
   assert restoring_files.made_with(out / "a.png")["ensemble"] is True
+
+
+def test_a_result_does_not_depend_on_the_pictures_beside_it(run_folder, photos, tmp_path):
+  """Smaller than a tile: a tile of its own, however large others are."""
+  for what, name in ((photos / "alpha.png", "alone"), (photos, "beside")):
+    command(run_folder, what, tmp_path / name, "--tile", "32", "--no-pictures")
+  alone, beside = ((tmp_path / name / "alpha.png").read_bytes() for name in ("alone", "beside"))
+  assert alone == beside
 
 
 def test_what_is_written_is_what_the_model_makes(run_folder, photos, tmp_path):
