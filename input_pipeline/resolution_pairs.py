@@ -10,7 +10,7 @@ import pathlib
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -69,7 +69,7 @@ def read(folder: str | os.PathLike, scale: int) -> list[Pair]:
 
 
 def open_picture(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
-  """RGB pixels of a file of 8 bits; grey ones three times, and alpha is dropped if it is opaque.
+  """RGB pixels of a file of 8 bits, upright; grey ones three times, without alpha if it is opaque.
 
   Raises:
     PairError: it is none, has 16 bits or more, or shows something behind it.
@@ -83,6 +83,7 @@ def open_picture(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
       if deep:
         raise PairError(f"{path}: has more than 8 bits a channel, which would be cut off; convert "
                         "it to 8 bits first, as measures are of 8 bits")
+      image = ImageOps.exif_transpose(image)
       if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] < _OPAQUE:
@@ -91,7 +92,7 @@ def open_picture(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
       return np.array(image.convert("RGB"))
   except PairError:
     raise
-  except (OSError, ValueError, Image.DecompressionBombError) as error:
+  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
     raise PairError(f"{path}: is no picture that can be read ({error})") from error
 
 

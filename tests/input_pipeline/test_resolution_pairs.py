@@ -40,6 +40,21 @@ def test_grey_and_opaque_pictures_are_rgb(tmp_path):
   assert found["grey"].low is None
 
 
+@pytest.mark.parametrize("orientation, turns", [(3, 2), (6, -1)])
+def test_pictures_are_upright(tmp_path, orientation, turns):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  stored = _write(tmp_path / "hr/a.png", exif=exif)
+  grey = _write(tmp_path / "hr/grey.png", mode="L", exif=exif)
+  # A pair fits as it is displayed: low-resolution ones are often stored without the header.
+  shape = np.rot90(stored, turns).shape
+  for name in ("a", "grey"):
+    _write(tmp_path / f"lr/{name}.png", (shape[1] // 2, shape[0] // 2))
+  found = {p.name: p.high for p in pairs.read(tmp_path, 2)}
+  np.testing.assert_array_equal(found["a"], np.rot90(stored, turns))
+  np.testing.assert_array_equal(found["grey"], np.rot90(grey, turns).repeat(3, 2))
+
+
 def _colour_16(path):
   """A colour PNG of 16 bits, which Pillow cannot write: two pixels, by hand."""
   import struct
@@ -68,6 +83,7 @@ def _colour_16(path):
     (lambda d: _write(d / "hr/a.png", mode="I;16"), "a.png: has more than 8 bits"),
     (lambda d: [(d / "hr").mkdir(), _colour_16(d / "hr/a.png")], "a.png: has more than 8 bits"),
     (lambda d: [(d / "hr").mkdir(), (d / "hr/a.png").write_bytes(b"nothing")], "is no picture"),
+    (lambda d: _write(d / "hr/a.png", exif=b"Exif\0\0nothing"), "a.png: is no picture"),
 ])
 def test_what_is_no_pair_is_told_by_its_file(make, message, tmp_path):
   make(tmp_path)
