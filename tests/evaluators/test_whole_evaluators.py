@@ -40,6 +40,14 @@ def test_results_do_not_depend_on_batches_or_devices(task, place, kind):
     assert other == pytest.approx(found[0], abs=1e-9)
 
 
+@pytest.mark.parametrize("kind, needed", [
+  ("restoration", "rains"), ("content_prior", "rains"), ("quality_probe", "train_part")])
+def test_an_argument_without_a_default_is_asked_for_by_its_name(kind, needed):
+  with pytest.raises(ValueError, match=f"config.evals.e: {kind} needs {needed}.*e.{needed}=..."):
+    evaluators.make("e", {"type": kind}, task=None, input_config=None, mesh=None,
+                    batch_sharding=None)
+
+
 def test_a_good_model_is_better_than_a_random_one(place, task):
   """The probes see colours, which the classes differ in."""
   got = evaluators.make("linear_probe", {"type": "linear_probe"}, task=task, **place()).run(
