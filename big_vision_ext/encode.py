@@ -87,9 +87,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="reduce larger pictures to this shorter side first; 0: never; default: 384")
   restored = parser.add_argument_group("with --task restore").add_argument
   restored("--tile", type=int, default=256, metavar="PIXELS",
-           help="side of the tiles that pictures go through the model in; default: 256")
+           help="longest side of the tiles that pictures go through the model in; default: 256")
   restored("--overlap", type=int, default=32, metavar="PIXELS",
-           help="of neighbouring tiles, which fade into each other there; default: 32")
+           help="of neighbouring tiles, which fade into each other there; more of it, with larger "
+           "tiles if need be, comes closer to the whole picture at once; default: 32")
   restored("--ensemble", action="store_true",
            help="restore every tile in its eight positions and take the mean")
   restored("--member", type=int, default=0, metavar="N",

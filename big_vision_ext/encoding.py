@@ -56,7 +56,8 @@ class Encoder(LoadedModel):
         then fewer and undistorted; the low-resolution pass stays square.
       distortion: with "keep": how much an aspect ratio may be changed to share a size.
       batch_size: images encoded together; `batch` takes any number and fills up.
-      tokenizer: "bytes", "sentencepiece:PATH" or "tokenizers:PATH", for weights that do not say.
+      tokenizer: "bytes", "sentencepiece:PATH", "tokenizers:PATH" or "clip:PATH", for weights that
+        do not say.
       pictures: whether a run over many images shall write pictures.
 
     Raises:

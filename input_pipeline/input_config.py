@@ -30,7 +30,7 @@ class InputConfig:
       With several data sets, of each.
     image_size: side S in pixels of the square images of a batch.
     resize: "bicubic", as published models were trained, or "fast"; see `images.resize_region`.
-    tokenizer: "bytes", "sentencepiece:PATH" or "tokenizers:PATH".
+    tokenizer: "bytes", "sentencepiece:PATH", "tokenizers:PATH" or "clip:PATH".
     text_len: ids per caption.
     canonicalize: bring captions into PS3's canonical form first (see text.py).
     clean_captions: drop what captioning models say about their own input; see
