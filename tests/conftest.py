@@ -5,6 +5,7 @@ import gc
 import os
 import pathlib
 import sys
+import time
 
 import pytest
 
@@ -25,12 +26,20 @@ sys.path.insert(0, str(ROOT))
 # Linux allows a process 65,530 mappings of memory by default. Every program that XLA compiles for
 # the CPU takes several, and a process that has no more of them left crashes in the next one.
 MOST_MAPPINGS = 20_000
+STARTED = time.monotonic()
 
 
 def pytest_collection_modifyitems(items):
   """Files with slow tests first: the workers then end with many small files, at the same time."""
   slow = {item.path for item in items if item.get_closest_marker("slow")}
   items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_runtest_setup(item):
+  """After BVE_TEST_MINUTES, if that is set, what has not begun is left out and told."""
+  minutes = float(os.environ.get("BVE_TEST_MINUTES", "inf"))
+  if time.monotonic() - STARTED > 60 * minutes:
+    pytest.skip(f"left out: {minutes:g} minutes (BVE_TEST_MINUTES) are over")
 
 
 def pytest_runtest_teardown(item, nextitem):

@@ -107,9 +107,19 @@ ENCODE = [
   ("top-down", "4k", (640, 640), _T | dict(num_look_close=1), dict(num_looks=1)),
   ("170 tokens", "4k", (640, 640), _T | dict(num_token_look_close=170), dict(num_tokens=170)),
 ]  # fmt: skip
-_ENCODE_IDS = [f"{layout}-{h}x{w}-{name}" for name, layout, (h, w), _, _ in ENCODE]
+# These another size or layout has too.
+_AGAIN = ("siglip-256x256-bottom-up, two looks", "siglip-256x256-top-down", "siglip-256x256-forced",
+          "siglip-256x256")
+
+
+def _cases(cases, ids):
+  return [pytest.param(*case, id=name, marks=pytest.mark.thorough if name in _AGAIN else ())
+          for case, name in zip(cases, ids)]
+
+
+_ENCODE = _cases(ENCODE, [f"{layout}-{h}x{w}-{name}" for name, layout, (h, w), _, _ in ENCODE])
 TRAIN = [("siglip", (256, 256)), ("siglip", (256, 160)), ("radio", (320, 320)), ("4k", (640, 640))]
-_TRAIN_IDS = [f"{layout}-{h}x{w}" for layout, (h, w) in TRAIN]
+_TRAIN = _cases(TRAIN, [f"{layout}-{h}x{w}" for layout, (h, w) in TRAIN])
 
 
 def _images_name(hw):
@@ -230,7 +240,7 @@ def _same_scores_taken(prob, index, maps):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("case, layout, hw, torch_kwargs, kwargs", ENCODE, ids=_ENCODE_IDS)
+@pytest.mark.parametrize("case, layout, hw, torch_kwargs, kwargs", _ENCODE)
 def test_encoding_equals_ps3_torch(oracle, case, layout, hw, torch_kwargs, kwargs, seed):
   given = {key: value[:ENCODED] for key, value in _inputs(layout, hw).items()}
   theirs = _under(oracle, f"{layout}/{seed}/{_images_name(hw)}/{case}/")
@@ -273,7 +283,7 @@ def test_encoding_equals_ps3_torch(oracle, case, layout, hw, torch_kwargs, kwarg
   assert [p.shape[1:] for p in prob] == list(grids)
 
 
-@pytest.mark.parametrize("layout, hw", TRAIN, ids=_TRAIN_IDS)
+@pytest.mark.parametrize("layout, hw", _TRAIN)
 def test_text_and_low_resolution_vectors_equal_ps3_torch(oracle, layout, hw):
   given, task = _inputs(layout, hw), _task(layout)
   read = jax.jit(lambda p, ids: task._read(p, {"text": ids}))
@@ -319,7 +329,7 @@ def _gradient(layout, hw, params, batch, index):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("layout, hw", TRAIN, ids=_TRAIN_IDS)
+@pytest.mark.parametrize("layout, hw", _TRAIN)
 def test_training_equals_ps3_torch(oracle, layout, hw, seed):
   given = _inputs(layout, hw)
   batch = {"text": given["ids"]} | {k: given[k] for k in ("image", "box", "is_global")}

@@ -15,7 +15,8 @@ from big_vision_ext.planning import program, topologies
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Layouts that a larger or a smaller one of the same kind has too.
 ALIKE = ("ps3_1p5k_siglip_so400m", "ps3_1p5k_siglip2_so400m", "ps3_4k_siglip_so400m",
-         "ps3_1p5k_cradio_l", "mae_l16", "pixio_h16", "demo_lowres", "own_data")
+         "ps3_1p5k_cradio_l", "mae_l16", "pixio_h16", "crossmae_b16", "demo_lowres", "demo",
+         "own_data")
 CONFIGS = [pytest.param(p.relative_to(ROOT).as_posix(), id=f"{p.parent.name}_{p.stem}",
                         marks=pytest.mark.thorough if p.stem in ALIKE else ())
            for p in sorted(ROOT.glob("configs/*/*.py")) if p.stem not in ("common", "grid")]
