@@ -277,6 +277,9 @@ def run(weights: str, folder: str, out: str, options: Options, step: int | None 
   if loaded.task_name != "cdasr":
     raise ValueError(f"{weights}: holds weights of task {loaded.task_name!r}; expected 'cdasr'")
   task = tasks.make(loaded.task_name, loaded.model)
+  if task.config.condition == "shuffled":
+    raise ValueError(f"{weights}: has model.condition='shuffled', a control that is steered by "
+                     "other pictures than its own; expected a model with condition='encoder'")
   pairs = pairs_lib.read(folder, task.scale)
   found = adapt(task, jax.tree.map(jnp.asarray, loaded.params), pairs, options, say)
   described = weights_lib.read(weights, step)

@@ -141,6 +141,7 @@ def test_the_divided_pairs_do_not_overlap_and_those_held_out_stay_the_same():
     (["--out", "taken"], "holds files that are no earlier export"),
     (["--pairs", "nowhere"], "there is no such folder"),
     (["--weights", "mae"], "holds weights of task 'mae'; expected 'cdasr'"),
+    (["--weights", "control"], "control: has model.condition='shuffled', a control"),
 ])
 def test_what_cannot_be_is_told_and_nothing_is_written(
     args, message, run, folder, tmp_path, monkeypatch, capsys):
@@ -149,6 +150,8 @@ def test_what_cannot_be_is_told_and_nothing_is_written(
   (tmp_path / "taken/thesis.txt").write_text("all of it")
   if "mae" in args:
     tiny_run.save(tmp_path / "mae", name="mae")
+  if "control" in args:
+    tiny_run.save(tmp_path / "control", name="cdasr", condition="shuffled")
   before = sorted(p for p in tmp_path.rglob("*"))
   argv = {"--weights": str(run), "--pairs": str(folder), "--out": "w2", "--steps": "1"}
   argv |= {args[0]: args[1]}

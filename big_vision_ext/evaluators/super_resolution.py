@@ -7,9 +7,12 @@ are domains, told apart by their names; without them come the means over all pic
 With `shots`, a domain that was left out of training is adapted to: of each domain, the support of m
 pictures is a part of one pool of the most, drawn by a seed, and all others are measured, the same
 for every m. Adaptation is what meta-training did: K steps of plain SGD on all of the support.
+
+The control condition="shuffled" is steered by the vector of another picture of all that are
+measured, of whatever domain, drawn by a seed: the same in any batches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,6 +63,10 @@ class Evaluator:
     if shots and not hasattr(task, "rows_of_pairs"):
       raise ValueError(f"super_resolution: shots={tuple(shots)}: expected the task 'cdasr', which "
                        "can adapt")
+    self._shuffled = getattr(getattr(task, "config", None), "condition", None) == "shuffled"
+    if shots and self._shuffled:
+      raise ValueError(f"super_resolution: shots={tuple(shots)} with model.condition='shuffled', a "
+                       "control that adapts to nothing; expected shots=()")
     if adapted is not None and shots:
       task.patterns(adapted)
     if rate is not None and not rate >= 0:
@@ -80,6 +87,8 @@ class Evaluator:
     self._measure = jax.jit(self._measured(task.outputs[output]))
     self._plain = jax.jit(self._measured(
         lambda _, batch: bicubic.upsample(batch["image"], task.scale)))
+    self._vectors = jax.jit(
+        lambda params, batch: {"vector": task.vectors(params, self._reduced(batch["image"])[1])})
     self._adapt = jax.jit(self._adapting)
 
   def run(self, params) -> dict[str, float]:
@@ -89,8 +98,9 @@ class Evaluator:
         raise ValueError("super_resolution: the split has no pictures")
       names = input_lib.source_names(self._input)
       self._check_shots(domain, names)
-      found = self._over(self._measure, params, images)
-      plain = self._over(self._plain, params, images)
+      rows = {"image": images} | self._of_others(params, images)
+      found = self._over(self._measure, params, rows)
+      plain = self._over(self._plain, params, rows)
       out = self._summary(found, domain, names) | {
           f"bicubic_{k}": v for k, v in self._summary(plain, domain, names, bare=True).items()}
       if self._shots:
@@ -112,26 +122,43 @@ class Evaluator:
         raise ValueError(f"super_resolution: domain {name!r} has {count} pictures; expected more "
                          f"than the {self._shots[-1]} that are adapted to")
 
+  def _of_others(self, params, images) -> dict[str, np.ndarray]:
+    """For the control "shuffled": `vector` (n, d), of each picture that of another one."""
+    if not self._shuffled:
+      return {}
+    if len(images) < 2:
+      raise ValueError("super_resolution: model.condition='shuffled' and one picture: expected at "
+                       "least 2, each steered by the vector of another")
+    own = self._over(self._vectors, params, {"image": images})["vector"].astype(np.float32)
+    order = np.random.default_rng(0).permutation(len(own))
+    vector = np.empty_like(own)
+    vector[order] = own[np.roll(order, 1)]
+    return {"vector": vector}
+
+  def _reduced(self, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """High and low resolution in [0, 1], of uint8."""
+    high = image.astype(jnp.float32) / _INPUT_BITS
+    return high, bicubic.quantize(bicubic.downsample(high, self._task.scale))
+
   def _measured(self, restore: Callable) -> Callable:
     def measured(params, batch):
-      high = batch["image"].astype(jnp.float32) / _INPUT_BITS
-      low = bicubic.quantize(bicubic.downsample(high, self._task.scale))
-      restored = restore(params, {"image": low})
+      high, low = self._reduced(batch["image"])
+      restored = restore(params, batch | {"image": low})
       return {f"{name}_{channel}": measure(restored, high, crop=self._crop, channel=channel)
               for name, measure in (("psnr", image_metrics.psnr), ("ssim", image_metrics.ssim))
               for channel in ("y", "rgb")}
 
     return measured
 
-  def _over(self, fn: Callable, params: Any, images: np.ndarray) -> dict[str, np.ndarray]:
-    """`fn` of all pictures, a batch at a time; the last is filled up with its last picture."""
-    size, parts = self._batch_size, []
+  def _over(self, fn: Callable, params: Any, rows: Mapping[str, np.ndarray]
+            ) -> dict[str, np.ndarray]:
+    """`fn` of all rows, a batch at a time; the last is filled up with its last picture."""
+    count, size, parts = len(rows["image"]), self._batch_size, []
     intake = Intake(self._rows, size)
-    for start in range(0, len(images), size):
-      part = images[start:start + size]
-      filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-      found = _common.to_host(fn(params, intake({"image": filled[intake.rows]})))
-      parts.append({k: v[:len(part)] for k, v in found.items()})
+    for start in range(0, count, size):
+      at = np.minimum(np.arange(start, start + size), count - 1)[intake.rows]
+      found = _common.to_host(fn(params, intake({k: v[at] for k, v in rows.items()})))
+      parts.append({k: v[:count - start] for k, v in found.items()})
     return {k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]}
 
   def _adapting(self, params, support):
@@ -160,7 +187,8 @@ class Evaluator:
             for _ in range(steps - at):
               now = self._adapt(now, images[pool[:m]])
             at = steps
-            found.setdefault((m, steps), []).append(self._over(self._measure, now, images[queries]))
+            found.setdefault((m, steps), []).append(self._over(
+                self._measure, now, {"image": images[queries]}))
     of = np.concatenate(domains)
     out = {}
     for (m, steps), parts in found.items():

@@ -124,6 +124,24 @@ def test_what_a_picture_gets_depends_on_no_batch(data, found):
     assert again[key] == pytest.approx(found[key], rel=1e-5)
 
 
+def test_the_shuffled_control_is_steered_by_one_other_picture_in_any_batches(data, monkeypatch):
+  t = tasks.make("cdasr", tiny_run.CDASR | {"condition": "shuffled"})
+  params, e, seen = tiny_run.params(name="cdasr"), evaluator(data, t, each=True), []
+  over = e._over
+  monkeypatch.setattr(e, "_over", lambda fn, p, rows: seen.append((fn, rows)) or over(fn, p, rows))
+  e.run(params)
+  rows = dict(seen)[e._measure]
+  own = over(e._vectors, params, rows)["vector"]
+  other = rows["vector"]
+  again = evaluator(data, t, batch_size=8)._of_others(params, rows["image"])["vector"]
+  np.testing.assert_allclose(again, other, atol=1e-6)
+  apart = np.abs(own[:, None] - other[None]).max(-1)
+  assert sorted(apart.argmin(axis=0)) == list(range(9)) and apart.min(axis=0).max() < 1e-5
+  # Neither its own nor, all of them, that of the next.
+  shift = (apart.argmin(axis=0) - np.arange(9)) % 9
+  assert shift.min() > 0 and len(set(shift)) > 1
+
+
 def test_an_interval_of_paired_differences_leaves_out_what_both_share():
   rng = np.random.default_rng(0)
   pictures, effect = rng.normal(30, 5, 50), rng.normal(0.2, 0.1, 50)
@@ -138,10 +156,13 @@ def test_an_interval_of_paired_differences_leaves_out_what_both_share():
 @pytest.mark.parametrize("how, message", [
     (dict(output="image"), "this task has restore, condition"),
     (dict(shots=(1,), adapted="everything"), "adapted='everything': expected one of adapter, all"),
+    (dict(shots=(1,), model={"condition": "shuffled"}), "a control that adapts to nothing"),
     (dict(rate=-1.0), "rate=-1.0: expected at least 0"),
     (dict(steps=(-1,)), "expected whole numbers of at least 1"),
     (dict(shots=(4,)), "domain 'noise' has 4 pictures; expected more than the 4"),
 ])
 def test_what_cannot_be_measured_is_told(how, message, data):
   with pytest.raises(ValueError, match=message):
-    evaluator(data, **how).run(tiny_run.params(name="cdasr"))
+    task = tasks.make("cdasr", tiny_run.CDASR | how.get("model", {}))
+    how = {k: v for k, v in how.items() if k != "model"}
+    evaluator(data, task, **how).run(tiny_run.params(name="cdasr"))
