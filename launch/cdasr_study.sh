@@ -73,7 +73,7 @@ for seed in "$@"; do
   for condition in none constant shuffled encoder; do
     step "Seed $seed: condition $condition"
     train "$OUT/${condition}_$seed" "configs/cdasr/train.py:$common,condition=$condition,\
-weights=$TOWER,steps=$STEPS,seed=$seed,batch=16,lr=5e-4"
+steps=$STEPS,seed=$seed,batch=16,lr=5e-4"
   done
   for inner in 0 5; do
     name=$([ "$inner" = 0 ] && echo plain || echo meta)

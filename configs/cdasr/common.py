@@ -78,10 +78,17 @@ def encoder(tower: str) -> dict:
 
 
 def begin(a) -> dict:
-  """`config.init` of a model whose encoder is loaded and whose network is new."""
+  """`config.init` of a model whose encoder is loaded and whose network is new.
+
+  The tower's weights are `weights`; without, those that `tower` is itself, or of a published one
+  the folder that they are converted to.
+  """
+  from big_vision_ext.tasks import clip
+
   # A classifier is an image tower itself.
   names = "img/(.*)" if encoder(a.tower)["task"] != "classify" else "(.*)"
-  return dict(path=a.weights or a.tower, map=((names, r"encoder/\1"),), allow_missing=(NEW,),
+  path = a.weights or ("data/clip_vit_b32" if a.tower in clip.VARIANTS else a.tower)
+  return dict(path=path, map=((names, r"encoder/\1"),), allow_missing=(NEW,),
               allow_extra=(NEW,) if names != "(.*)" else ())
 
 

@@ -9,8 +9,8 @@ r"""CDASR, first stage: super-resolution steered by what a frozen CLIP sees, tra
 Smoke run on any data set (CPU, a minute): `:runlocal,data=data/sample`. A study of its controls:
 `bash launch/cdasr_study.sh`. On a pod: the same command on every host, with `--distributed`.
 
-`W` is a CLIP in any format; `tower` may be weights itself, a run of task siglip or clip or an
-export, whose image tower is taken. `scale`: 2, 3, 4, 8, 16. `condition`: encoder, or the controls
+`W` is a CLIP in any format, data/clip_vit_b32 if none is given; or `tower` is weights itself, a
+run of task siglip or clip or an export, whose image tower is taken. `scale`: 2, 3, 4, 8, 16. `condition`: encoder, or the controls
 shuffled, constant (as many parameters) and none. `domains` are folders in `data`, joined by "+",
 that are trained on; the one of `held_out` is measured and adapted to with `shots` pictures.
 `perceptual` and `semantics` weigh these terms of the loss; 0 for the highest PSNR.
@@ -30,7 +30,7 @@ def get_config(arg=None):
   perceptual, semantics, data, domains, held_out, shots, n, steps, batch, size, eval_size, seed,
   each, lr, runlocal."""
   a = config_lib.parse_arg(
-      arg, net="edsr", scale=4, width=0, depth=0, tower="B/32", weights="data/clip_vit_b32",
+      arg, net="edsr", scale=4, width=0, depth=0, tower="B/32", weights="",
       condition="encoder", spatial="reshape", hidden=1024, semantic=512, perceptual=0.0,
       semantics=0.0, data="data/backgrounds", domains="faces+natural+urban", held_out="comics",
       shots="", n=0, steps=500_000, batch=16, size=0, eval_size=0, seed=0, each=False, lr=2e-4,
