@@ -34,7 +34,7 @@ def cdasr(a) -> ml_collections.ConfigDict:
   size = a.size or PATCHES[a.scale]
   c.input = dict(
       data=domains(a, a.domains), split="train", first=a.n, image_size=size, crop="plain",
-      captions=False, cache_mb=256, threads=4)
+      enlarge=False, captions=False, cache_mb=256, threads=4)
   fields = {k: a[k] for k in ("width", "depth") if a[k]}
   needed = a.condition != "none" or a.perceptual or a.semantics
   c.model = dict(
@@ -118,7 +118,7 @@ def runlocal(c: ml_collections.ConfigDict, a) -> None:
         image=dict(variant="mu/16", image_size=32, num_classes=16),
         text=dict(variant="mu", vocab_size=259, eot_id=1)))
   # Any data set will do, twice, as two domains.
-  c.input.update(image_size=side, first=0, threads=2, cache_mb=0)
+  c.input.update(image_size=side, enlarge=True, first=0, threads=2, cache_mb=0)
   c.input.data = {name: dict(path=a.data) for name in ("one", "two")}
   c.log_steps = 1
   c.evals = {}

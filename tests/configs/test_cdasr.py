@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs.cdasr import meta, train
+from configs.cdasr import train
 from tests import tiny_run
 
 
