@@ -254,6 +254,6 @@ def test_a_picture_without_the_detail_of_a_crop_is_refused_where_detail_is_learn
     with pytest.raises(images.ImageError, match="fewer than input.image_size") as error:
       show()
     assert error.value.reason == "too-small"
-  for config in (dataclasses.replace(config, image_size=side), InputConfig(
+  for fine in (dataclasses.replace(config, image_size=side), InputConfig(
       "unused", image_size=side + 1, **how)):
-    assert _train_row(config, sample, 0)["image"].shape[1] == config.image_size
+    assert _train_row(fine, sample, 0)["image"].shape[1] == fine.image_size
