@@ -2,8 +2,9 @@
 
 Lu et al. 2025 (arXiv 2505.12391). A restoration network makes features of the low-resolution
 picture, `models.cdasr.Alignment` aligns them with the encoder's vector of the same picture, and the
-network enlarges them. The loss is of pixels, of the encoder's features in its middle and of its
-vectors [S]; with `meta`, it is that after steps of adaptation to tasks of a domain each [P].
+network enlarges them. The loss has terms of pixels, of perception and of semantics [S]; that these
+are L1 of the encoder's tokens in its middle and one less the cosine of its vectors is ours [P].
+With `meta`, it is that after steps of adaptation to tasks of a domain each [P].
 
 Low-resolution pictures are made on the device, by MATLAB's bicubic reduction rounded to 8 bits. The
 high-resolution picture is in the loss alone: what steers is the low-resolution one, enlarged to the

@@ -108,10 +108,11 @@ def shots(text) -> tuple[int, ...]:
 
 
 def runlocal(c: ml_collections.ConfigDict, a) -> None:
-  """Shrinks a config to three steps on a CPU: 32 px, 8 channels, a tower of one block."""
+  """Shrinks a config to three steps on a CPU: about 32 px, 8 channels, a tower of one block."""
   c.total_steps = 3
-  side = 16 * max(2, a.scale // 2)
-  c.model.net["fields"].update(width=8, depth=1)
+  # Low resolution of at least 8 px, which is a window of SwinIR.
+  side = -(-32 // (8 * a.scale)) * 8 * a.scale
+  c.model.net["fields"].update(width=12 if a.net.startswith("swinir") else 8, depth=1)
   c.model.update(image_size=side, align=dict(hidden=16, semantic=64, width=8, spatial=a.spatial))
   if c.model.encoder is not None:
     c.model.encoder = dict(task="clip", model=dict(

@@ -62,6 +62,7 @@ def get_config(arg=None):
     common.runlocal(c, a)
     del c.init
     # For up to eight devices.
-    c.model.meta.update(tasks=8, support=1, query=1, inner_steps=2)
+    if a.inner:
+      c.model.meta.update(tasks=8, support=1, query=1, inner_steps=2)
     c.batch_size, c.input.group = 16, 2
   return c
