@@ -3,8 +3,9 @@
 Adapts a super-resolution model (task "cdasr") to pictures of another kind: `DIR/hr/` and, if there
 are any, `DIR/lr/` with pictures of the same names; low-resolution ones are else made by MATLAB's
 bicubic reduction. A share of the pairs is held out, by a seed: K steps of descent on crops of the
-others, and what is written is the step that was best on the held-out ones, K = 0 included. Prints a
-table of before and after, and writes W2, which `--weights` and `config.init` take.
+others, and what is written is the step that was best on half of the held-out ones, K = 0 included.
+Prints a table of before and after, on the other half too, which nothing was chosen by, and writes
+W2, which `--weights` and `config.init` take.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from input_pipeline import resolution_pairs as pairs_lib
 _LARGEST_PATCH = 192
 _RATES = {"adapter": 1e-2, "all": 1e-4}
 _ADAM_RATE = 1e-4
+# Side of the window of SSIM; the PSNR that a perfect picture counts with where a step is chosen.
+_WINDOW, _PERFECT = 11, 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Options:
   Attributes:
     steps: K.
     shots: pairs to adapt to; None for all that are not held out.
-    held_out: share of the pairs that only measures; at least one pair, unless it is 0.
+    held_out: share of the pairs that only measures; at least one pair, unless it is 0. Of several,
+      half (rounded down) choose the step, and the others are what is reported.
     rate: of the descent; None for that of the model's meta-training, else 1e-2 for the adapter and
       1e-4 for all parameters or with Adam.
     adapted: "adapter" or "all"; None for that of the meta-training, else the adapter.
@@ -84,8 +88,10 @@ class Adapted:
     params: of the best step.
     step: which.
     last: the last step taken.
-    measures: {"held-out" or "support": {"bicubic", "before", "after": {"psnr_y", "ssim_y"}}}.
-    counts: pairs of either.
+    measures: {group: {"bicubic", "before", "after": {"psnr_y", "ssim_y", "infinite"}}}. The groups
+      are "held-out" and "support"; of those that the step was chosen by, if any, the name says so.
+      `infinite` counts pictures that one of the three restores perfectly, which are in no psnr_y.
+    counts: pairs of each.
   """
 
   params: Any
@@ -95,8 +101,10 @@ class Adapted:
   counts: dict[str, int]
 
 
-def divide(count: int, options: Options) -> tuple[np.ndarray, np.ndarray]:
-  """Which pairs are support and which are held out.
+def divide(count: int, options: Options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Which pairs are support, which choose the step, and which are reported.
+
+  A single one that is held out does both. Without steps, nothing is chosen.
 
   Raises:
     ValueError: there are not as many as asked for.
@@ -110,7 +118,12 @@ def divide(count: int, options: Options) -> tuple[np.ndarray, np.ndarray]:
         f"{options.held_out:g})")
   order = np.random.default_rng(options.seed).permutation(count)
   # Held out are the same, however many the others.
-  return np.sort(order[held:held + shots]), np.sort(order[:held])
+  choose = held if held < 2 else held // 2
+  report = 0 if held < 2 else choose
+  if not options.steps:
+    choose = report = 0
+  return tuple(np.sort(part) for part in (
+      order[held:held + shots], order[:choose], order[report:held]))
 
 
 def adapt(task: Any, params: Any, pairs: Sequence[pairs_lib.Pair], options: Options,
@@ -127,9 +140,10 @@ def adapt(task: Any, params: Any, pairs: Sequence[pairs_lib.Pair], options: Opti
   Raises:
     ValueError: too few or too small pairs.
   """
-  support, held = divide(len(pairs), options)
+  divided = divide(len(pairs), options)
+  _check_sides(pairs, task.scale)
   pairs = [_with_low(task, pair) for pair in pairs]
-  mine, others = [pairs[i] for i in support], [pairs[i] for i in held]
+  mine, choosing, reported = ([pairs[i] for i in part] for part in divided)
   patch = _patch(task, mine, options.patch)
   meta = task.config.meta
   adapted = options.adapted or (meta.adapted if meta else "adapter")
@@ -148,15 +162,14 @@ def adapt(task: Any, params: Any, pairs: Sequence[pairs_lib.Pair], options: Opti
     updates, state = tx.update(grads, state, phi)
     return optax.apply_updates(phi, updates), state, value
 
-  measure = functools.partial(_measures, task, jax.jit(_restored(task)))
-  watched = others or mine
-  measures = {"held-out": {}, "support": {}}
-  for name, group in (("held-out", others), ("support", mine)):
-    if group:
-      measures[name] = {"bicubic": _measures(task, None, None, group),
-                        "before": measure(params, group)}
-  score = measures["held-out" if others else "support"]["before"]["psnr_y"]
-  best, best_step, best_score, since = phi, 0, score, 0
+  measure = functools.partial(_measured, task, jax.jit(_restored(task)))
+  groups = _groups(mine, choosing, reported, bool(options.steps))
+  measures = {name: {"bicubic": _measured(task, None, None, group),
+                     "before": measure(params, group)} for name, group in groups.items()}
+  watched = choosing or mine
+  score = lambda phi: float(np.minimum(
+      measure(meta_lib.merge(phi, rest), watched)["psnr_y"], _PERFECT).mean())
+  best, best_step, best_score, since = phi, 0, score(phi) if options.steps else 0.0, 0
   every = options.eval_every or max(1, options.steps // 10)
   size = options.batch or min(len(mine), 8)
   state, step = tx.init(phi), 0
@@ -168,32 +181,49 @@ def adapt(task: Any, params: Any, pairs: Sequence[pairs_lib.Pair], options: Opti
                        "for this model; give a lower --rate")
     if step % every and step != options.steps:
       continue
-    score = measure(meta_lib.merge(phi, rest), watched)["psnr_y"]
+    found = score(phi)
     say(f"step {step}: loss {float(value):.5f}, "
-        f"{'held-out' if others else 'support'} PSNR-Y {score:.3f} dB")
+        f"{'held-out' if choosing else 'support'} PSNR-Y {found:.3f} dB")
     since += 1
-    if score > best_score:
-      best, best_step, best_score, since = phi, step, score, 0
+    if found > best_score:
+      best, best_step, best_score, since = phi, step, found, 0
     if since >= options.patience:
       say(f"no gain since step {best_step}: stopped")
       break
   params = meta_lib.merge(best, rest)
-  for name, group in (("held-out", others), ("support", mine)):
-    if group:
-      measures[name]["after"] = measure(params, group)
-  return Adapted(params, best_step, step, {k: v for k, v in measures.items() if v},
-                 {"held-out": len(others), "support": len(mine)})
+  for name, group in groups.items():
+    measures[name]["after"] = measure(params, group)
+  return Adapted(params, best_step, step, {name: _means(of) for name, of in measures.items()},
+                 {name: len(group) for name, group in groups.items()})
 
 
 def table(found: Adapted) -> str:
-  """Before and after, on the held-out pairs and on those adapted to, in Markdown."""
+  """Before and after, on the pairs that are reported, that chose, and adapted to, in Markdown."""
   rows = {"bicubic": "bicubic", "before": "K = 0", "after": f"K = {found.step}"}
   lines = ["| pairs | model | PSNR-Y | SSIM-Y |", "|---|---|---|---|"]
   for group, of in found.measures.items():
     for key, label in rows.items():
-      lines.append(f"| {found.counts[group]} {group} | {label} | {of[key]['psnr_y']:.3f} | "
+      left_out = of[key]["infinite"]
+      lines.append(f"| {found.counts[group]} {group} | {label} | {of[key]['psnr_y']:.3f}"
+                   f"{f' ({left_out} infinite left out)' if left_out else ''} | "
                    f"{of[key]['ssim_y']:.4f} |")
   return "\n".join(lines)
+
+
+def _groups(mine, choosing, reported, chosen: bool) -> dict[str, list]:
+  """Pairs by what they are called."""
+  chose = lambda name: f"{name}, chose the step"
+  alone = choosing and len(choosing) == len(reported) == 1 and choosing[0] is reported[0]
+  groups = {"held-out": [] if alone else reported, chose("held-out"): choosing,
+            "support" if choosing or not chosen else chose("support"): mine}
+  return {name: group for name, group in groups.items() if group}
+
+
+def _check_sides(pairs: Sequence[pairs_lib.Pair], scale: int) -> None:
+  for pair in pairs:
+    if (side := min(pair.high.shape[:2])) - 2 * scale < _WINDOW:
+      raise ValueError(f"{pair.name}: its shorter side has {side} pixels; expected at least "
+                       f"{_WINDOW + 2 * scale}, for SSIM without a border of {scale}")
 
 
 def _with_low(task, pair: pairs_lib.Pair) -> pairs_lib.Pair:
@@ -246,8 +276,8 @@ def _restored(task) -> Callable:
   return restored
 
 
-def _measures(task, restored: Callable | None, params: Any, pairs) -> dict[str, float]:
-  """Mean PSNR-Y and SSIM-Y of whole pictures; of bicubic enlargement without `restored`."""
+def _measured(task, restored: Callable | None, params: Any, pairs) -> dict[str, np.ndarray]:
+  """PSNR-Y and SSIM-Y of whole pictures; of bicubic enlargement without `restored`."""
   rows = []
   for pair in pairs:
     low, high = pair.low[None], jnp.asarray(pair.high[None], jnp.float32) / 255.0
@@ -257,8 +287,17 @@ def _measures(task, restored: Callable | None, params: Any, pairs) -> dict[str, 
       found = restored(params, low)
     rows.append([float(image_metrics.psnr(found, high, crop=task.scale, channel="y")[0]),
                  float(image_metrics.ssim(found, high, crop=task.scale, channel="y")[0])])
-  psnr, ssim = np.mean(np.array(rows, np.float64), axis=0)
-  return {"psnr_y": float(psnr), "ssim_y": float(ssim)}
+  psnr, ssim = np.array(rows, np.float64).T
+  return {"psnr_y": psnr, "ssim_y": ssim}
+
+
+def _means(found: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
+  """Of models on the same pictures; PSNR of those that none of them restores perfectly."""
+  finite = np.all([np.isfinite(of["psnr_y"]) for of in found.values()], axis=0)
+  return {name: {
+      "psnr_y": float(of["psnr_y"][finite].mean()) if finite.any() else float("inf"),
+      "ssim_y": float(of["ssim_y"].mean()), "infinite": int((~finite).sum())}
+          for name, of in found.items()}
 
 
 def run(weights: str, folder: str, out: str, options: Options, step: int | None = None,
@@ -277,14 +316,23 @@ def run(weights: str, folder: str, out: str, options: Options, step: int | None 
   if loaded.task_name != "cdasr":
     raise ValueError(f"{weights}: holds weights of task {loaded.task_name!r}; expected 'cdasr'")
   task = tasks.make(loaded.task_name, loaded.model)
+  if task.config.condition == "shuffled":
+    raise ValueError(f"{weights}: has model.condition='shuffled', a control that is steered by "
+                     "other pictures than its own; expected a model with condition='encoder'")
   pairs = pairs_lib.read(folder, task.scale)
   found = adapt(task, jax.tree.map(jnp.asarray, loaded.params), pairs, options, say)
   described = weights_lib.read(weights, step)
   flat = weights_lib.loop_params(found.params)
-  note = f"adapted to {found.counts['support']} pairs, step {found.step}"
+  pairs_seen = next(n for name, n in found.counts.items() if name.startswith("support"))
+  note = f"to {pairs_seen} pairs, step {found.step} of {found.last}"
+  metrics = {f"{group}/{model}/{key}": value for group, of in found.measures.items()
+             for model, values in of.items() for key, value in values.items()
+             if np.isfinite(value)}
   start = {"path": str(weights), "licence": described.meta.get("licence", "unknown")}
   convert.write("npz", out, dataclasses.replace(described, params=flat, meta={
       **described.meta, "name": pathlib.Path(out).name, "adapted": note,
+      # Those of the run are of what it began from.
+      "metrics": metrics,
       "init": [start, *(described.meta.get("init") or [])]}))
   return found
 

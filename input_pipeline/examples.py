@@ -145,6 +145,8 @@ class ExampleMaker:
       return
     size, shape = (sample.width, sample.height), self._crop_shape
     plain = config.crop == "plain"
+    if plain:
+      self._check_side(sample, where)
     # A crop that is not resized is cut from the image at its full size.
     least = None if plain else transforms.least_decoded_size(*size, config.image_size, **shape)
     picture = pictures.of(
@@ -302,6 +304,7 @@ class ExampleMaker:
     if share := self._config.eval_crop:
       region, least = transforms.middle_square(w, h, side, share)
     if self._config.eval_plain:
+      self._check_side(sample, where)
       x, y, across, down = transforms.middle_crop(w, h, side)
       region, least = (x, y, x + across, y + down), None
     picture = pictures.of(sample, where, least)
@@ -311,6 +314,13 @@ class ExampleMaker:
     degraded = np.empty_like(image)
     pairs.write(sample, region, self._config.resize, degraded, where)
     return np.concatenate([image, degraded], axis=-1)
+
+  def _check_side(self, sample: records.Sample, where: str) -> None:
+    if not self._config.enlarge and min(sample.width, sample.height) < self._config.image_size:
+      raise images.ImageError(
+        f"{where}: the image has {sample.width} x {sample.height} pixels, fewer than "
+        f"input.image_size={self._config.image_size}, and input.enlarge is False. Give larger "
+        "images, or a smaller size.", "too-small")
 
   def _write_caption(
     self,

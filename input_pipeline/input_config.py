@@ -70,6 +70,8 @@ class InputConfig:
       side, e.g. 0.875 for the usual "256, then the middle 224"; 0 for the whole, squashed.
     eval_plain: evaluate on the square of image_size pixels in the middle, as it is; only an image
       with a smaller side is enlarged. For pictures alone.
+    enlarge: False: an image that a plain crop (crop="plain", eval_plain) would enlarge cannot be
+      used, where what is fine in pictures is what is learned or measured.
     pairs: batches carry "degraded" beside "image", the record's degraded picture, cropped at the
       same place; a record without one cannot be used. For pictures alone.
     eval_crops: what evaluation of rated images shows of each, at its own resolution: "ten_random",
@@ -124,6 +126,7 @@ class InputConfig:
   crop_clamp: bool = False
   eval_crop: float = 0.0
   eval_plain: bool = False
+  enlarge: bool = True
   pairs: bool = False
   eval_crops: str = ""
   features: str = ""
@@ -168,7 +171,8 @@ class InputConfig:
           + ("." if high == math.inf else f" and up to {high:g}.")
         )
     switches = ("canonicalize", "clean_captions", "sentence_sampling", "captions", "flip",
-                "crop_clamp", "scores", "one_caption", "eval_plain", "pairs")
+                "crop_clamp", "scores", "one_caption", "eval_plain", "enlarge",
+                "pairs")
     for name in switches:
       if not isinstance(getattr(self, name), bool):
         raise InputError(f"input.{name} is {getattr(self, name)!r}, expected True or False.")
@@ -206,6 +210,11 @@ class InputConfig:
       raise InputError(
         f"input.crop is 'plain' with captions={self.captions}, crop_clamp={self.crop_clamp}: a "
         "plain crop knows neither regions nor a shape. Set them to False, or input.crop='resized'."
+      )
+    if not (self.enlarge or self.eval_plain or self.crop == "plain"):
+      raise InputError(
+        f"input.enlarge is False with crop={self.crop!r}, which resizes every image: set "
+        "input.crop='plain', or leave input.enlarge=True."
       )
     if self.features and (self.captions or self.augment):
       raise InputError(

@@ -32,13 +32,18 @@ class Mixture:
   a hundredth of the least one), so any stretch of the stream holds the right shares.
 
   With a `group` above 1, it is groups of so many positions that take turns, each of one member:
-  0 to group - 1, group to 2 * group - 1, ...
+  0 to group - 1, group to 2 * group - 1, ... The records of a group differ: it is drawn within an
+  epoch, whose remainder, fewer records than a group, is left out, others each time.
   """
 
   def __init__(self, members: Sequence[Member], seed: int, group: int = 1):
     for member in members:
       if not len(member.source):
         raise records.DatasetError(f"{member.source.name} has no records to train on.")
+      if len(member.source) < group:
+        raise records.DatasetError(
+          f"{member.source.name} has {len(member.source)} records; expected at least {group}, as "
+          "many as a group (input.group) has, which are to differ.")
     self.members = tuple(members)
     self._sizes = [len(m.source) for m in members]
     shares = np.array([m.weight for m in members], np.float64)
@@ -65,18 +70,28 @@ class Mixture:
       return self._order[position]
     number, place = divmod(position, self._group)
     member, turn = self._order[number]
-    return member, int(self._orders[member][turn * self._group + place])
+    size = self._sizes[member]
+    epoch, turn = divmod(turn, size // self._group)
+    return member, int(self._orders[member][epoch * size + turn * self._group + place])
 
   def draw(self, rng: np.random.Generator, position: int = 0) -> tuple[int, int]:
     """Returns a random (member, record), for a position whose own record cannot be used.
 
-    In groups it is of the member that the position's group is of.
+    In groups it is of the member that the position's group is of, and none of the group, unless
+    there are no others.
     """
-    if self._group > 1:
-      member = self[position][0]
-    else:
+    if self._group == 1:
       member = int(rng.choice(len(self.members), p=self._shares))
-    return member, int(rng.integers(self._sizes[member]))
+      return member, int(rng.integers(self._sizes[member]))
+    first = position - position % self._group
+    rows = [self[first + place] for place in range(self._group)]
+    member, taken = rows[0][0], sorted(record for _, record in rows)
+    if len(taken) == self._sizes[member]:
+      return member, int(rng.integers(self._sizes[member]))
+    record = int(rng.integers(self._sizes[member] - len(taken)))
+    for other in taken:
+      record += other <= record
+    return member, record
 
 
 @dataclasses.dataclass(frozen=True)

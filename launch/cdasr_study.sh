@@ -9,8 +9,10 @@
 # picture's vector, the picture's own - and from the last one META steps of meta-training, and as
 # many of plain training on the same batches. The tables compare pictures one by one.
 #
-# STEPS, META, TOWER_STEPS, CROPS, WIDTH, DEPTH, SIZE, SCALE, SHOTS, RATE, HELD_OUT, DATA and OUT
-# change its size: STEPS=20 META=5 TOWER_STEPS=5 CROPS=16 VAL=12 SHOTS=5 is a smoke run.
+# STEPS, META, TOWER_STEPS, CROPS, VAL, WIDTH, DEPTH, SIZE, EVAL_SIZE, SCALE, SHOTS, RATE, HELD_OUT,
+# DATA and OUT change its size; one OUT is of one size. This is a smoke run:
+#   STEPS=20 META=5 TOWER_STEPS=30 CROPS=16 VAL=12 SHOTS=5 OUT=runs/cdasr_smoke \
+#     bash launch/cdasr_study.sh 0
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 setup_env
@@ -29,9 +31,25 @@ SCALE=${SCALE:-4}
 SHOTS=${SHOTS:-1+5+10}
 RATE=${RATE:-0.01}
 HELD_OUT=${HELD_OUT:-comics}
-DATA=${DATA:-data/backgrounds}
+DATA=${DATA:-data/cdasr_study_${CROPS}_$VAL}
 OUT=${OUT:-runs/cdasr_study}
 [ $# -gt 0 ] || set -- 0 1 2
+
+# What is finished is not done again: of other sizes, it would be taken for what is asked for.
+settings=
+for name in STEPS META TOWER_STEPS CROPS VAL WIDTH DEPTH SIZE EVAL_SIZE SCALE SHOTS RATE HELD_OUT \
+    DATA; do
+  settings+="$name=${!name}"$'\n'
+done
+settings+="TOWER=${TOWER:-}"
+mkdir -p "$OUT"
+if [ -e "$OUT/settings" ] && [ "$(cat "$OUT/settings")" != "$settings" ]; then
+  echo "error: $OUT holds a study of other sizes (< there, > now):" >&2
+  diff "$OUT/settings" - <<<"$settings" | grep '^[<>]' >&2 || true
+  echo "Give another OUT, or the same sizes to go on." >&2
+  exit 2
+fi
+printf '%s\n' "$settings" >"$OUT/settings"
 
 step() { printf '\n== %s\n' "$1"; }
 train() { "$PY" -m big_vision_ext.train --workdir "$1" --config "$2"; }
@@ -55,7 +73,7 @@ for seed in "$@"; do
   for condition in none constant shuffled encoder; do
     step "Seed $seed: condition $condition"
     train "$OUT/${condition}_$seed" "configs/cdasr/train.py:$common,condition=$condition,\
-weights=$TOWER,steps=$STEPS,seed=$seed,batch=16,lr=5e-4"
+steps=$STEPS,seed=$seed,batch=16,lr=5e-4"
   done
   for inner in 0 5; do
     name=$([ "$inner" = 0 ] && echo plain || echo meta)

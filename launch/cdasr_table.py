@@ -46,8 +46,7 @@ def adaptation(out: pathlib.Path, seeds: Sequence[int], shots: Sequence[int]) ->
     start = {run: _each(out, run, seeds, key(0)) for run in ("plain", "meta")}
     for k in STEPS:
       plain, meta = (_each(out, run, seeds, key(k)) for run in ("plain", "meta"))
-      gains = [f"{np.mean(v - start[run]):+.3f} [{_interval(v - start[run])}]" if k else ""
-               for run, v in (("plain", plain), ("meta", meta))]
+      gains = [_gain(v, start[run]) if k else "" for run, v in (("plain", plain), ("meta", meta))]
       lines.append(f"| {m} | {k} | {_spread(plain)} | {_spread(meta)} {_difference(meta, plain)} "
                    f"{gains[0]} | {gains[1]} |")
   return "\n".join(lines)
@@ -68,13 +67,33 @@ def _interval(differences) -> str:
 
 
 def _difference(a, b) -> str:
-  return f"| {np.mean(a - b):+.3f} | {_interval(a - b)} |"
+  found = _paired(a, b)
+  return f"| {np.mean(found):+.3f} | {_interval(found)} |"
+
+
+def _gain(after, before) -> str:
+  found = _paired(after, before)
+  return f"{np.mean(found):+.3f} [{_interval(found)}]"
+
+
+def _paired(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """a - b of the pictures that both restore with an error, from every seed."""
+  finite = (np.isfinite(a) & np.isfinite(b)).all(axis=0)
+  if not finite.any():
+    raise ValueError("no picture has a finite PSNR from every seed in both of two runs: there is "
+                     "nothing to compare")
+  return a[:, finite] - b[:, finite]
 
 
 def _spread(values: np.ndarray) -> str:
-  """Mean over all, and deviation of the seeds' means."""
-  means = values.mean(axis=1)
-  return f"{means.mean():.3f}" + (f" +- {means.std(ddof=1):.3f}" if len(means) > 1 else "")
+  """Mean over all, and deviation of the seeds' means; perfect pictures are counted beside it."""
+  finite = np.isfinite(values)
+  if not finite.any(axis=1).all():
+    raise ValueError("a run restores every picture without an error: there is no mean PSNR")
+  means = np.array([row[of].mean() for row, of in zip(values, finite)])
+  perfect = f" ({(~finite).sum()} infinite)" if not finite.all() else ""
+  return (f"{means.mean():.3f}" + (f" +- {means.std(ddof=1):.3f}" if len(means) > 1 else "")
+          + perfect)
 
 
 def _each(out: pathlib.Path, run: str, seeds: Sequence[int], prefix: str) -> np.ndarray:

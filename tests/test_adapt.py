@@ -34,7 +34,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  return tiny_run.save(tmp_path_factory.mktemp("run"), name="cdasr")
+  out = tiny_run.save(tmp_path_factory.mktemp("run"), name="cdasr")
+  (out / "evaluation.json").write_text(json.dumps({"step": 3.0, "seen/psnr_y": 30.0}))
+  return out
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +50,17 @@ def adapted(run, folder, tmp_path_factory):
 
 def test_it_gets_better_on_pairs_that_it_did_not_adapt_to(adapted):
   found, _, lines = adapted
-  assert found.counts == {"held-out": 2, "support": 4} and found.step > 0
-  for group in ("held-out", "support"):
+  groups = ("held-out", "held-out, chose the step", "support")
+  assert tuple(found.counts.items()) == tuple(zip(groups, (1, 1, 4))) and found.step > 0
+  for group in groups:
     of = found.measures[group]
     assert of["after"]["psnr_y"] > of["before"]["psnr_y"] + 0.5
   assert lines[0].startswith("step 5: loss")
   rows = adapt.table(found).splitlines()
-  assert len(rows) == 8 and len({row.count("|") for row in rows}) == 1
-  assert rows[2].startswith("| 2 held-out | bicubic | ")
-  assert rows[4].startswith(f"| 2 held-out | K = {found.step} | ")
+  assert len(rows) == 11 and len({row.count("|") for row in rows}) == 1
+  assert rows[2].startswith("| 1 held-out | bicubic | ")
+  assert rows[4].startswith(f"| 1 held-out | K = {found.step} | ")
+  assert rows[7].startswith(f"| 1 held-out, chose the step | K = {found.step} | ")
 
 
 def test_what_it_writes_is_a_model_that_loads(adapted, run):
@@ -74,6 +78,10 @@ def test_what_it_writes_is_a_model_that_loads(adapted, run):
   assert moved == {n for n in got if n.startswith(("align/", "net/last/"))}
   card = (out / "README.md").read_text()
   assert "a super-resolution network" in card and f"began from: {run}" in card
+  # What was measured of it, and nothing that the run once was.
+  assert f"- adapted: to 4 pairs, step {found.step} of {found.last}" in card
+  assert f"| held-out/after/psnr_y | {found.measures['held-out']['after']['psnr_y']:.4g} |" in card
+  assert "seen/psnr_y" not in card
   # A list of arrays that others do not fit is told.
   note = json.loads((out / "export.json").read_text())
   note["meta"]["arrays"]["net/last/bias"] = [4]
@@ -101,6 +109,30 @@ def test_a_rate_that_harms_is_stopped_early_and_leaves_the_model(run, folder, tm
   assert of["after"] == of["before"]
 
 
+def test_a_row_says_whether_its_pairs_chose_the_step():
+  pairs = list("abcde")
+  chose = "held-out, chose the step"
+  assert adapt._groups(pairs[2:], pairs[:1], pairs[1:2], True) == {
+      "held-out": ["b"], chose: ["a"], "support": ["c", "d", "e"]}
+  assert adapt._groups(pairs[1:], pairs[:1], pairs[:1], True) == {
+      chose: ["a"], "support": ["b", "c", "d", "e"]}
+  assert adapt._groups(pairs, [], [], True) == {"support, chose the step": pairs}
+  assert adapt._groups(pairs[2:], [], pairs[:2], False) == {
+      "held-out": ["a", "b"], "support": ["c", "d", "e"]}
+
+
+def test_a_perfect_picture_is_counted_and_in_no_mean():
+  rows = {name: {"psnr_y": np.array([30.0 + i, 20.0, 40.0]), "ssim_y": np.array([0.5, 0.7, 0.9])}
+          for i, name in enumerate(("bicubic", "before", "after"))}
+  rows["after"]["psnr_y"][2] = np.inf
+  means = adapt._means(rows)
+  assert [of["psnr_y"] for of in means.values()] == [25.0, 25.5, 26.0]
+  assert {of["infinite"] for of in means.values()} == {1}
+  assert means["after"]["ssim_y"] == pytest.approx(0.7)
+  text = adapt.table(adapt.Adapted(None, 3, 3, {"support": means}, {"support": 3}))
+  assert "| 3 support | K = 3 | 26.000 (1 infinite left out) | 0.7000 |" in text
+
+
 def test_measures_are_of_whole_pictures_beside_scikit_image(run, folder):
   from skimage import metrics
 
@@ -110,7 +142,8 @@ def test_measures_are_of_whole_pictures_beside_scikit_image(run, folder):
   restored = np.asarray(jax.jit(task.restore)(loaded.params, {"image": pair.low[None]}))[0]
   y = lambda x: (16 + x.astype(np.float64) @ (65.481, 128.553, 24.966) / 255)[2:-2, 2:-2]
   a = y(np.round(np.clip(restored, 0, 1) * 255))
-  found = adapt._measures(task, adapt._restored(task), loaded.params, [pair])
+  found = {k: v[0] for k, v in adapt._measured(
+      task, adapt._restored(task), loaded.params, [pair]).items()}
   # float32 on 8-bit values.
   assert found["psnr_y"] == pytest.approx(
       metrics.peak_signal_noise_ratio(y(pair.high), a, data_range=255), abs=1e-3)
@@ -121,11 +154,18 @@ def test_measures_are_of_whole_pictures_beside_scikit_image(run, folder):
 
 def test_the_divided_pairs_do_not_overlap_and_those_held_out_stay_the_same():
   for shots in (None, 1, 3):
-    support, held = adapt.divide(8, adapt.Options(steps=1, shots=shots, held_out=0.25))
-    assert len(held) == 2 and len(support) == (shots or 6)
-    assert not set(support) & set(held)
-    assert held.tolist() == adapt.divide(8, adapt.Options(steps=1))[1].tolist()
-  assert len(adapt.divide(3, adapt.Options(steps=1, held_out=0.0))[1]) == 0
+    support, *held = adapt.divide(12, adapt.Options(steps=1, shots=shots, held_out=0.25))
+    assert [len(part) for part in (support, *held)] == [shots or 9, 1, 2]
+    assert len(np.unique(np.concatenate([support, *held]))) == len(support) + 3
+    again = adapt.divide(12, adapt.Options(steps=1))[1:]
+    assert [part.tolist() for part in held] == [part.tolist() for part in again]
+  # Without a step to choose, all are reported; one alone does both.
+  _, choosing, reported = adapt.divide(12, adapt.Options(steps=0))
+  assert len(choosing) == 0 and set(reported) == set(np.concatenate(held))
+  _, choosing, reported = adapt.divide(4, adapt.Options(steps=1))
+  assert choosing.tolist() == reported.tolist() and len(reported) == 1
+  nothing = adapt.divide(3, adapt.Options(steps=1, held_out=0.0))
+  assert [len(part) for part in nothing] == [3, 0, 0]
   with pytest.raises(ValueError, match="there are 4 pairs; expected at least 6: 5 to adapt to"):
     adapt.divide(4, adapt.Options(steps=1, shots=5))
   with pytest.raises(ValueError, match="there are 1 pairs; expected at least 2"):
@@ -139,8 +179,10 @@ def test_the_divided_pairs_do_not_overlap_and_those_held_out_stay_the_same():
     (["--held-out", "1"], "--held-out=1.0: expected a share"),
     (["--rate", "-1"], "--rate=-1.0: expected at least 0"),
     (["--out", "taken"], "holds files that are no earlier export"),
+    (["--pairs", "small"], "0: its shorter side has 14 pixels; expected at least 15, for SSIM"),
     (["--pairs", "nowhere"], "there is no such folder"),
     (["--weights", "mae"], "holds weights of task 'mae'; expected 'cdasr'"),
+    (["--weights", "control"], "control: has model.condition='shuffled', a control"),
 ])
 def test_what_cannot_be_is_told_and_nothing_is_written(
     args, message, run, folder, tmp_path, monkeypatch, capsys):
@@ -149,6 +191,12 @@ def test_what_cannot_be_is_told_and_nothing_is_written(
   (tmp_path / "taken/thesis.txt").write_text("all of it")
   if "mae" in args:
     tiny_run.save(tmp_path / "mae", name="mae")
+  if "control" in args:
+    tiny_run.save(tmp_path / "control", name="cdasr", condition="shuffled")
+  if "small" in args:
+    (tmp_path / "small/hr").mkdir(parents=True)
+    for i, picture in enumerate(_pictures(4, 14)):
+      Image.fromarray(picture).save(tmp_path / f"small/hr/{i}.png")
   before = sorted(p for p in tmp_path.rglob("*"))
   argv = {"--weights": str(run), "--pairs": str(folder), "--out": "w2", "--steps": "1"}
   argv |= {args[0]: args[1]}

@@ -65,13 +65,14 @@ def params(seed: int = 0, name: str = "ps3"):
   return jax.tree_util.tree_map_with_path(fill, spec)
 
 
-def save(workdir, seed: int = 0, step: int = 3, name: str = "ps3"):
-  """Writes a checkpoint of these parameters, as training would."""
+def save(workdir, seed: int = 0, step: int = 3, name: str = "ps3", **changes):
+  """Writes a checkpoint of these parameters, as training would; `changes` are of the model."""
   model, settings = _RUNS[name]
   checkpoints = checkpoint.Checkpoints(workdir)
   state = {"params": jax.tree.map(jnp.asarray, params(seed, name)), "step": jnp.int32(step)}
   checkpoints.save(step, state, {"config": {
-      "task": name, "total_steps": step, "batch_size": 8, "model": model, "input": settings}})
+      "task": name, "total_steps": step, "batch_size": 8, "model": model | changes,
+      "input": settings}})
   checkpoints.wait()
   checkpoints.close()
   return workdir

@@ -121,7 +121,7 @@ def _preprocessing(weights: Any) -> str:
 def _origin(meta: Mapping[str, Any]) -> str:
   lines = [f"- {name}: {meta[key]}" for name, key in (
       ("source", "source"), ("step", "step"), ("trained on", "data"),
-      ("examples seen", "examples"), ("precision", "precision"))
+      ("examples seen", "examples"), ("adapted", "adapted"), ("precision", "precision"))
       if meta.get(key) not in (None, "")]
   for start in meta.get("init") or ():
     lines.append(f"- began from: {start.get('path')} ({start.get('format', 'unknown format')})")

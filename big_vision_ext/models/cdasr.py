@@ -1,8 +1,9 @@
 """How does a vector that says what a picture shows steer its super-resolution? CDASR's alignment.
 
 Lu et al. 2025 (arXiv 2505.12391): a processed CLIP vector becomes a map, which a fusion convolution
-joins with the deep features of a restoration network, before these are enlarged. What is the
-paper's and what is ours is said field by field: [S] read in the paper, [P] our choice.
+joins with the features of a restoration network [S]. That these are the deep ones, before they are
+enlarged, and that the convolution is 3 x 3 is ours [P], and so is what else is said to be, field by
+field: [S] read in the paper, [P] our choice.
 """
 
 import flax.linen as nn

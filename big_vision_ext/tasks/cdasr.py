@@ -2,8 +2,9 @@
 
 Lu et al. 2025 (arXiv 2505.12391). A restoration network makes features of the low-resolution
 picture, `models.cdasr.Alignment` aligns them with the encoder's vector of the same picture, and the
-network enlarges them. The loss is of pixels, of the encoder's features in its middle and of its
-vectors [S]; with `meta`, it is that after steps of adaptation to tasks of a domain each [P].
+network enlarges them. The loss has terms of pixels, of perception and of semantics [S]; that these
+are L1 of the encoder's tokens in its middle and one less the cosine of its vectors is ours [P].
+With `meta`, it is that after steps of adaptation to tasks of a domain each [P].
 
 Low-resolution pictures are made on the device, by MATLAB's bicubic reduction rounded to 8 bits. The
 high-resolution picture is in the loss alone: what steers is the low-resolution one, enlarged to the
@@ -110,8 +111,8 @@ class Config:
     image_size: side of the high-resolution training pictures, as `input.image_size`.
     encoder: the frozen tower; None where nothing needs one.
     condition: what steers: the "encoder"'s vector of the picture; or, as controls with as
-      many parameters, the vector of another picture of the batch ("shuffled") or the
-      same for all ("constant"); or "none", the network alone.
+      many parameters, the vector of another picture of the batch ("shuffled", never its own) or
+      the same for all ("constant"); or "none", the network alone.
     align: sizes of the alignment.
     weights: of the terms of the loss.
     meta: adaptation inside of the loss; None trains plainly.
@@ -209,7 +210,8 @@ class Task:
     side = self.image_size // self.scale
     low = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     params = jax.eval_shape(lambda: self.init(jax.random.key(0), {}))
-    return counted.forward(lambda p, x: self.restore(p, {"image": x}), params, low)
+    steered = lambda p, x: self._restored(p, x, None if self.align is None else self.vectors(p, x))
+    return counted.forward(steered, params, low)
 
   def _encoder_flops(self) -> int:
     image = jax.ShapeDtypeStruct((1, *(self.encoder.size,) * 2, 3), jnp.float32)
@@ -263,7 +265,7 @@ class Task:
     Args:
       params: of the encoder.
       high: (b, y, x, 3), RGB in [0, 1].
-      rng: of the shuffling control; None turns the rows round by one.
+      rng: of the shuffling control, which needs it.
 
     Returns:
       `low` (b, y / scale, x / scale, 3) and `high`; `vector` (b, d) that steers; and `goal_vector`,
@@ -334,21 +336,33 @@ class Task:
   def condition(self, params, batch, rng=None):
     """(b, d): the vectors that steer, of low-resolution pictures `image`, uint8 or in [0, 1].
 
-    For the control "shuffled", those of other pictures: by `rng`, or of the next in the batch. A
-    batch of one has no other.
+    For the control "shuffled", those of other pictures of the batch, by `rng`: none has its own.
+
+    Raises:
+      ValueError: nothing steers this model; or it is that control, and there is no `rng` or no
+        other picture.
     """
-    low = restore.to_float(batch["image"])
-    kind = self.config.condition
     if self.align is None:
       raise ValueError("config.model.condition='none': nothing steers this model")
-    if kind == "constant":
+    vector = self.vectors(params, restore.to_float(batch["image"]))
+    if self.config.condition != "shuffled":
+      return vector
+    if rng is None or len(vector) < 2:
+      raise ValueError(
+          f"config.model.condition='shuffled' with {len(vector)} picture(s)"
+          f"{' and no seed' if rng is None else ''}: this control steers by other pictures of a "
+          "batch, to be trained and measured as such; expected condition='encoder' to restore or "
+          "adapt to pictures of one's own")
+    order = jax.random.permutation(rng, len(vector))
+    # Each has the vector of the one before it in a random circle of all.
+    return vector[jnp.zeros_like(order).at[order].set(jnp.roll(order, 1))]
+
+  def vectors(self, params, low):
+    """(b, d): the pictures' own vectors, of `low` in [0, 1]; for "constant", the same for all."""
+    if self.config.condition == "constant":
       width = self.encoder.width
       return jnp.full((len(low), width), width**-0.5, jnp.float32)
-    vector, _ = self.encoder(jax.lax.stop_gradient(params["encoder"]), low)
-    if kind == "shuffled":
-      vector = jnp.roll(vector, 1, axis=0) if rng is None else vector[
-          jax.random.permutation(rng, len(vector))]
-    return vector
+    return self.encoder(jax.lax.stop_gradient(params["encoder"]), low)[0]
 
   def restore(self, params, batch):
     """(b, y * scale, x * scale, 3), float32, not clipped, of `image` (b, y, x, 3).

@@ -34,7 +34,7 @@ def cdasr(a) -> ml_collections.ConfigDict:
   size = a.size or PATCHES[a.scale]
   c.input = dict(
       data=domains(a, a.domains), split="train", first=a.n, image_size=size, crop="plain",
-      captions=False, cache_mb=256, threads=4)
+      enlarge=False, captions=False, cache_mb=256, threads=4)
   fields = {k: a[k] for k in ("width", "depth") if a[k]}
   needed = a.condition != "none" or a.perceptual or a.semantics
   c.model = dict(
@@ -78,10 +78,17 @@ def encoder(tower: str) -> dict:
 
 
 def begin(a) -> dict:
-  """`config.init` of a model whose encoder is loaded and whose network is new."""
+  """`config.init` of a model whose encoder is loaded and whose network is new.
+
+  The tower's weights are `weights`; without, those that `tower` is itself, or of a published one
+  the folder that they are converted to.
+  """
+  from big_vision_ext.tasks import clip
+
   # A classifier is an image tower itself.
   names = "img/(.*)" if encoder(a.tower)["task"] != "classify" else "(.*)"
-  return dict(path=a.weights or a.tower, map=((names, r"encoder/\1"),), allow_missing=(NEW,),
+  path = a.weights or ("data/clip_vit_b32" if a.tower in clip.VARIANTS else a.tower)
+  return dict(path=path, map=((names, r"encoder/\1"),), allow_missing=(NEW,),
               allow_extra=(NEW,) if names != "(.*)" else ())
 
 
@@ -101,17 +108,18 @@ def shots(text) -> tuple[int, ...]:
 
 
 def runlocal(c: ml_collections.ConfigDict, a) -> None:
-  """Shrinks a config to three steps on a CPU: 32 px, 8 channels, a tower of one block."""
+  """Shrinks a config to three steps on a CPU: about 32 px, 8 channels, a tower of one block."""
   c.total_steps = 3
-  side = 16 * max(2, a.scale // 2)
-  c.model.net["fields"].update(width=8, depth=1)
+  # Low resolution of at least 8 px, which is a window of SwinIR.
+  side = -(-32 // (8 * a.scale)) * 8 * a.scale
+  c.model.net["fields"].update(width=12 if a.net.startswith("swinir") else 8, depth=1)
   c.model.update(image_size=side, align=dict(hidden=16, semantic=64, width=8, spatial=a.spatial))
   if c.model.encoder is not None:
     c.model.encoder = dict(task="clip", model=dict(
         image=dict(variant="mu/16", image_size=32, num_classes=16),
         text=dict(variant="mu", vocab_size=259, eot_id=1)))
   # Any data set will do, twice, as two domains.
-  c.input.update(image_size=side, first=0, threads=2, cache_mb=0)
+  c.input.update(image_size=side, enlarge=True, first=0, threads=2, cache_mb=0)
   c.input.data = {name: dict(path=a.data) for name in ("one", "two")}
   c.log_steps = 1
   c.evals = {}

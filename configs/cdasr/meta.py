@@ -35,7 +35,7 @@ def get_config(arg=None):
       arg, base="runs/cdasr_x4:ema", tasks=4, support=4, query=4, inner=5, rate=None, order=1,
       adapted="adapter", anneal=3333, net="edsr", scale=4, width=0, depth=0, tower="B/32",
       weights="", condition="encoder", spatial="reshape", hidden=1024, semantic=512,
-      perceptual=0.0, semantics=0.0, data="data/backgrounds", domains="faces+natural+urban",
+      perceptual=0.0, semantics=0.0, data="data/backgrounds_384", domains="faces+natural+urban",
       held_out="comics", shots="1+5+10", n=0, steps=100_000, size=0, eval_size=0, seed=0,
       each=False, lr=1e-4, runlocal=False)
   if a.adapted not in _RATES:
@@ -62,6 +62,7 @@ def get_config(arg=None):
     common.runlocal(c, a)
     del c.init
     # For up to eight devices.
-    c.model.meta.update(tasks=8, support=1, query=1, inner_steps=2)
+    if a.inner:
+      c.model.meta.update(tasks=8, support=1, query=1, inner_steps=2)
     c.batch_size, c.input.group = 16, 2
   return c

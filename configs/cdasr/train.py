@@ -1,7 +1,7 @@
 r"""CDASR, first stage: super-resolution steered by what a frozen CLIP sees, trained plainly.
 
-  for c in faces natural urban comics; do
-    python -m input_pipeline.build --from backgrounds --category $c --out data/backgrounds/$c; done
+  for c in faces natural urban comics; do python -m input_pipeline.build --from backgrounds \
+    --category $c --side 384 --out data/backgrounds_384/$c; done
   python -m big_vision_ext.train --workdir runs/cdasr_x4 \
     --config configs/cdasr/train.py:scale=4,tower=B/32,weights=W
   python -m big_vision_ext.evaluate --workdir runs/cdasr_x4
@@ -9,11 +9,13 @@ r"""CDASR, first stage: super-resolution steered by what a frozen CLIP sees, tra
 Smoke run on any data set (CPU, a minute): `:runlocal,data=data/sample`. A study of its controls:
 `bash launch/cdasr_study.sh`. On a pod: the same command on every host, with `--distributed`.
 
-`W` is a CLIP in any format; `tower` may be weights itself, a run of task siglip or clip or an
-export, whose image tower is taken. `scale`: 2, 3, 4, 8, 16. `condition`: encoder, or the controls
-shuffled, constant (as many parameters) and none. `domains` are folders in `data`, joined by "+",
-that are trained on; the one of `held_out` is measured and adapted to with `shots` pictures.
-`perceptual` and `semantics` weigh these terms of the loss; 0 for the highest PSNR.
+`W` is a CLIP in any format, data/clip_vit_b32 if none is given; or `tower` is weights itself, a
+run of task siglip or clip or an export, whose image tower is taken. `scale`: 2, 3, 4, 8, 16.
+`condition`: encoder, or the controls shuffled, constant (as many parameters) and none. `domains`
+are folders in `data`, joined by "+", that are trained on; the one of `held_out` is measured and
+adapted to with `shots` pictures. Pictures smaller than a crop (`size`, else 192 to 384 pixels by
+the scale) are refused: enlarged, they would have no detail to restore. `perceptual` and
+`semantics` weigh these terms of the loss; 0 for the highest PSNR.
 
 Expected: no result is claimed: DIV2K and the paper's weights were not at hand. The study says what
 the encoder adds on procedural domains.
@@ -30,9 +32,9 @@ def get_config(arg=None):
   perceptual, semantics, data, domains, held_out, shots, n, steps, batch, size, eval_size, seed,
   each, lr, runlocal."""
   a = config_lib.parse_arg(
-      arg, net="edsr", scale=4, width=0, depth=0, tower="B/32", weights="data/clip_vit_b32",
+      arg, net="edsr", scale=4, width=0, depth=0, tower="B/32", weights="",
       condition="encoder", spatial="reshape", hidden=1024, semantic=512, perceptual=0.0,
-      semantics=0.0, data="data/backgrounds", domains="faces+natural+urban", held_out="comics",
+      semantics=0.0, data="data/backgrounds_384", domains="faces+natural+urban", held_out="comics",
       shots="", n=0, steps=500_000, batch=16, size=0, eval_size=0, seed=0, each=False, lr=2e-4,
       runlocal=False)
   c = common.cdasr(a)

@@ -44,10 +44,10 @@ def data(tmp_path_factory):
   return out
 
 
-def evaluator(data, task=None, **how):
+def evaluator(data, task=None, size=24, **how):
   mesh = sharding.make_mesh(config_lib.Mesh(), jax.devices()[:2])
   settings = loader.InputConfig(
-      data, split="val", image_size=24, captions=False, eval_plain=True, threads=1)
+      data, split="val", image_size=size, captions=False, eval_plain=True, threads=1)
   return super_resolution.Evaluator(
       task=task or tasks.make("cdasr", tiny_run.CDASR), input_config=settings, mesh=mesh,
       batch_sharding=sharding.batch_sharding(mesh), **{"batch_size": 4} | how)
@@ -104,16 +104,22 @@ def test_of_bicubic_enlargement_it_finds_what_scikit_image_does(data, found):
 
 
 def test_adaptation_helps_pictures_of_the_domain_that_it_did_not_see(found):
-  # No steps are the model, measured on what is no support: 3 + 2 pictures, drawn twice.
-  assert found["shots2/steps0/images"] == 10
-  assert found["shots2/steps0/stripes/images"] == 6
+  # No steps are the model, measured on what is no support in one of two draws or in both.
+  drawn = [np.random.default_rng([seed, k]).permutation(np.arange(5 * k, 5 * k + n))[2:]
+           for seed in range(2) for k, n in enumerate(COUNTS.values())]
+  numbers = sorted(set(np.concatenate(drawn)))
+  assert found["shots2/steps0/images"] == len(numbers) < sum(map(len, drawn))
+  for i in numbers:
+    assert found[f"shots2/steps0/each/{i:04d}"] == pytest.approx(found[f"each/{i:04d}"], abs=1e-4)
   gain = found["shots2/steps4/stripes/psnr_y"] - found["shots2/steps0/stripes/psnr_y"]
   assert gain > 0.3
-  each = [found[f"shots2/steps{k}/each/{i:04d}"] for k in (0, 4) for i in range(10)]
-  pairs = np.subtract(each[10:], each[:10])
+  pairs = np.array([found[f"shots2/steps4/each/{i:04d}"] - found[f"shots2/steps0/each/{i:04d}"]
+                    for i in numbers])
   assert found["shots2/steps4/gain_y"] == pytest.approx(pairs.mean(), abs=1e-9)
   low, high = found["shots2/steps4/gain_y_low"], found["shots2/steps4/gain_y_high"]
   assert pairs.min() <= low < pairs.mean() < high <= pairs.max()
+  # Pictures are drawn anew, not what they got in a draw of the support.
+  assert (low, high) == _bootstrap.interval(pairs)
   assert found["psnr_y"] == pytest.approx(
       np.mean([found[f"each/{i:04d}"] for i in range(9)]), abs=1e-9)
 
@@ -122,6 +128,24 @@ def test_what_a_picture_gets_depends_on_no_batch(data, found):
   again = evaluator(data, batch_size=9).run(tiny_run.params(name="cdasr"))
   for key in ("psnr_y", "ssim_y", "noise/psnr_rgb", "bicubic_ssim_y"):
     assert again[key] == pytest.approx(found[key], rel=1e-5)
+
+
+def test_the_shuffled_control_is_steered_by_one_other_picture_in_any_batches(data, monkeypatch):
+  t = tasks.make("cdasr", tiny_run.CDASR | {"condition": "shuffled"})
+  params, e, seen = tiny_run.params(name="cdasr"), evaluator(data, t, each=True), []
+  over = e._over
+  monkeypatch.setattr(e, "_over", lambda fn, p, rows: seen.append((fn, rows)) or over(fn, p, rows))
+  e.run(params)
+  rows = dict(seen)[e._measure]
+  own = over(e._vectors, params, rows)["vector"]
+  other = rows["vector"]
+  again = evaluator(data, t, batch_size=8)._of_others(params, rows["image"])["vector"]
+  np.testing.assert_allclose(again, other, atol=1e-6)
+  apart = np.abs(own[:, None] - other[None]).max(-1)
+  assert sorted(apart.argmin(axis=0)) == list(range(9)) and apart.min(axis=0).max() < 1e-5
+  # Neither its own nor, all of them, that of the next.
+  shift = (apart.argmin(axis=0) - np.arange(9)) % 9
+  assert shift.min() > 0 and len(set(shift)) > 1
 
 
 def test_an_interval_of_paired_differences_leaves_out_what_both_share():
@@ -138,10 +162,15 @@ def test_an_interval_of_paired_differences_leaves_out_what_both_share():
 @pytest.mark.parametrize("how, message", [
     (dict(output="image"), "this task has restore, condition"),
     (dict(shots=(1,), adapted="everything"), "adapted='everything': expected one of adapter, all"),
+    (dict(shots=(1,), model={"condition": "shuffled"}), "a control that adapts to nothing"),
     (dict(rate=-1.0), "rate=-1.0: expected at least 0"),
     (dict(steps=(-1,)), "expected whole numbers of at least 1"),
     (dict(shots=(4,)), "domain 'noise' has 4 pictures; expected more than the 4"),
+    (dict(size=25), "input.image_size=25: expected a multiple of 2"),
+    (dict(crop=7), "input.image_size=24 without a border of crop=7: expected at least 25"),
 ])
-def test_what_cannot_be_measured_is_told(how, message, data):
+def test_what_cannot_be_measured_is_told_before_training(how, message, data):
   with pytest.raises(ValueError, match=message):
-    evaluator(data, **how).run(tiny_run.params(name="cdasr"))
+    task = tasks.make("cdasr", tiny_run.CDASR | how.get("model", {}))
+    how = {k: v for k, v in how.items() if k != "model"}
+    evaluator(data, task, **how)

@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from input_pipeline import captions, examples, pyramid, transforms
+from input_pipeline import captions, examples, images, pyramid, transforms
 from input_pipeline.build import layouts
 from input_pipeline.input_config import InputConfig, InputError
 
@@ -242,3 +242,18 @@ def test_half_of_the_images_are_mirrored_and_their_boxes_with_them(make_sample):
 def test_tiles_are_of_a_captions_region_as_it_lies(settings):
   with pytest.raises(InputError, match="input.tiles is 4 with flip=.*, captions="):
     InputConfig("unused", image_size=280, view_size=280, tile_size=140, tiles=4, **settings)
+
+
+def test_a_picture_without_the_detail_of_a_crop_is_refused_where_detail_is_learned(make_sample):
+  sample = make_sample(0)
+  side = min(sample.width, sample.height)
+  how = dict(captions=False, crop="plain", eval_plain=True)
+  config = InputConfig("unused", image_size=side + 1, enlarge=False, **how)
+  for show in (lambda: _train_row(config, sample, 0),
+               lambda: examples.ExampleMaker(config).eval_image(sample, "the record")):
+    with pytest.raises(images.ImageError, match="fewer than input.image_size") as error:
+      show()
+    assert error.value.reason == "too-small"
+  for fine in (dataclasses.replace(config, image_size=side), InputConfig(
+      "unused", image_size=side + 1, **how)):
+    assert _train_row(fine, sample, 0)["image"].shape[1] == fine.image_size

@@ -19,6 +19,7 @@ from input_pipeline import input_config, records
     ({"crop_ratio": 1.0}, "input.crop_ratio is 1.0"),
     ({"crop_ratio": "12"}, "input.crop_ratio is '12'"),
     ({"canonicalize": 1}, "input.canonicalize is 1, expected True or False"),
+    ({"enlarge": False, "captions": False}, "input.enlarge is False with crop='resized'"),
     ({"split": None}, "input.split is None, expected text"),
     ({"data": ""}, "input.data is '', expected a directory or"),
     ({"data": {}}, "input.data is {}"),

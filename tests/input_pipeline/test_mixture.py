@@ -96,22 +96,44 @@ def test_an_empty_data_set_is_named():
     mixture.Mixture([member], 0)
 
 
-def test_groups_are_of_one_data_set_each_and_still_go_through_every_record_once():
+def test_groups_are_of_one_data_set_each_and_of_records_that_differ():
   members = [mixture.Member("a", range(7)), mixture.Member("b", range(12))]
   mix = mixture.Mixture(members, 0, group=4)
   rows = [mix[p] for p in range(4 * 42)]
   groups = [rows[i:i + 4] for i in range(0, len(rows), 4)]
   assert all(len({member for member, _ in group}) == 1 for group in groups)
+  assert all(len(set(group)) == 4 for group in groups)
   # Both take turns: of any two groups in a row one is of either.
   assert [g[0][0] for g in groups[:6]] in ([0, 1] * 3, [1, 0] * 3)
   for member, size in ((0, 7), (1, 12)):
     drawn = [record for m, record in rows if m == member]
-    assert len(drawn) == 84
-    for epoch in range(84 // size):
-      assert sorted(drawn[epoch * size:(epoch + 1) * size]) == list(range(size))
+    assert len(drawn) == 84 and set(drawn) == set(range(size))
+    whole = size // 4 * 4
+    for epoch in range(84 // whole):
+      assert len(set(drawn[epoch * whole:(epoch + 1) * whole])) == whole
   again = pickle.loads(pickle.dumps(mix))
   assert [again[p] for p in range(40)] == rows[:40]
+
+
+def test_what_stands_in_is_of_the_domain_of_its_group_and_none_of_the_group():
+  members = [mixture.Member("a", range(4)), mixture.Member("b", range(9))]
+  mix = mixture.Mixture(members, 0, group=4)
   for position in range(0, 40, 3):
-    # What stands in for a record that cannot be used is of the same domain.
-    drawn = mix.draw(np.random.default_rng(position), position)
-    assert drawn[0] == rows[position][0]
+    first = position - position % 4
+    group = [mix[first + i] for i in range(4)]
+    member = group[0][0]
+    drawn = {mix.draw(np.random.default_rng([position, k]), position) for k in range(60)}
+    assert {m for m, _ in drawn} == {member}
+    # Of the four of "a", all are in the group.
+    want = {(0, i) for i in range(4)} if member == 0 else {(1, i) for i in range(9)} - set(group)
+    assert drawn == want
+
+
+def test_a_data_set_smaller_than_a_group_is_named():
+  class Small(types.SimpleNamespace):
+    def __len__(self):
+      return 3
+
+  member = mixture.Member("a", Small(name="/data/a [train]"))
+  with pytest.raises(records.DatasetError, match=r"a \[train\] has 3 records; expected at least 4"):
+    mixture.Mixture([member], 0, group=4)

@@ -61,3 +61,22 @@ def test_intervals_grow_with_what_differs_between_seeds():
   alike = cdasr_table.interval(pictures)
   apart = cdasr_table.interval(pictures + np.array([[-0.5], [0.0], [0.5]]))
   assert apart[1] - apart[0] > 4 * (alike[1] - alike[0])
+
+
+def test_a_perfect_picture_is_counted_and_in_no_mean(tmp_path, capsys):
+  _write(tmp_path)
+  tables = []
+  for perfect in (False, True):
+    if perfect:
+      path = tmp_path / "encoder_1/evaluation.json"
+      found = json.loads(path.read_text())
+      # json writes what Python reads again.
+      path.write_text(json.dumps(found | {"seen/each/0003": float("inf")}))
+    assert cdasr_table.main([str(tmp_path), "--shots", "5"]) == 0
+    tables.append(capsys.readouterr().out)
+  assert "infinite" not in tables[0] and tables[1].count("(1 infinite)") == 1
+  assert "nan" not in tables[1] and "inf " not in tables[1]
+  cells = [row.split("|") for row in tables[1].splitlines() if "| domains trained on" in row]
+  for row in cells[1:4]:
+    want = EFFECTS["encoder"] - EFFECTS[row[2].strip()]
+    assert float(row[4]) == pytest.approx(want, abs=0.02)

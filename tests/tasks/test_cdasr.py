@@ -155,14 +155,29 @@ def test_controls_have_as_many_parameters_and_do_not_see_the_picture(params):
   assert np.abs(own - others).max() > 1e-2
   assert len(np.unique(vectors["constant"], axis=0)) == 1
   np.testing.assert_allclose(np.linalg.norm(vectors["constant"], axis=1), 1, rtol=1e-6)
-  # To restore, each has the next one's, and none of one picture.
-  low = {"image": pixels()[:3, :8, :8]}
-  np.testing.assert_allclose(jax.jit(task(condition="shuffled").condition)(params, low)[1:],
-                             jax.jit(task().condition)(params, low)[:-1], atol=1e-6)
   plain = task(condition="none", encoder=None)
   names = trees.names(plain.init(jax.random.key(0), {}))
   assert all(n.startswith("net/") for n in names)
   assert plain.adapted == ("net/last/.*",)
+
+
+def test_the_shuffled_control_never_steers_by_the_pictures_own_vector(params):
+  t, low = task(condition="shuffled"), {"image": pixels(n=3)}
+  own = jax.jit(t.vectors)(params, low["image"])
+  shuffled = jax.jit(lambda key: t.condition(params, low, key))
+  orders = set()
+  for seed in range(12):
+    at = np.abs(shuffled(jax.random.key(seed))[:, None] - own[None]).max(-1).argmin(-1)
+    assert sorted(at) == [0, 1, 2] and not np.any(at == np.arange(3))
+    orders.add(tuple(at))
+  assert len(orders) == 2
+  # Nothing that restores has other pictures.
+  for rows, key in ((low, None), ({"image": pixels(n=1)}, jax.random.key(0))):
+    with pytest.raises(ValueError, match="expected condition='encoder' to restore or adapt"):
+      t.condition(params, rows, key)
+  with pytest.raises(ValueError, match="condition='shuffled'"):
+    jax.eval_shape(t.restore, params, low)
+  assert t.forward_flops() == task().forward_flops()
 
 
 def reference(t, params, images, weights):
