@@ -10,6 +10,7 @@ from scipy import stats
 from big_vision_ext import grid, grid_report
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import typed
+from input_pipeline.build import backgrounds
 
 ARG = "tiny,nets=msrresnet,categories=faces,ranges=small+large,n=2+4,steps=2"
 
@@ -125,6 +126,27 @@ def test_data_sets_are_built_once_and_too_small_ones_refused(small, tmp_path):
   larger = grid.load(f"configs/derain/grid.py:{ARG.replace('2+4', '64')},data={tmp_path / 'data'}")
   with pytest.raises(grid.GridError, match="has 4 crops, the grid's largest n is 64"):
     grid.build_data(larger)
+
+
+@pytest.mark.parametrize("changes, message", [
+  (dict(fixed={"size": 48}), "side=32, the grid's are of side=48"),
+  (dict(fixed={}), "side=32, the grid's are of side=128"),
+  (dict(detail=2.0), "detail=1.0, the grid's are of detail=2.0")])
+def test_crops_of_another_side_or_detail_are_refused(small, tmp_path, changes, message):
+  backgrounds.build(tmp_path / "data" / "faces", category="faces", count=4, val_count=1, side=32,
+                    progress=False)
+  grid.build_data(small)
+  other = typed.build(grid.Grid, typed.to_dict(small) | changes)
+  with pytest.raises(grid.GridError, match=message):
+    grid.build_data(other)
+
+
+def test_crops_of_own_pictures_will_do_for_a_grid(small, tmp_path):
+  for i in range(4):
+    Image.fromarray(np.full((40, 40, 3), 50 * i, np.uint8)).save(tmp_path / f"{i}.png")
+  backgrounds.build(tmp_path / "data" / "faces", category="faces", count=4, val_count=1, side=32,
+                    image_dir=tmp_path, progress=False)
+  grid.build_data(small)
 
 
 def test_an_axis_of_equal_values_is_refused(small):
