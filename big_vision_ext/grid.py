@@ -81,8 +81,13 @@ def cells(grid: Grid) -> list[Cell]:
     if "backgrounds" in chosen:
       arg["data"] = os.path.join(grid.data, str(chosen["backgrounds"]))
     text = ",".join(f"{k}={v}" for k, v in arg.items())
-    out.append(Cell("-".join(map(str, values)), tuple(chosen.items()), f"{grid.config}:{text}"))
+    names = [_name(axis, value) for axis, value in chosen.items()]
+    out.append(Cell("-".join(names), tuple(chosen.items()), f"{grid.config}:{text}"))
   return out
+
+
+def _name(axis: str, value: Any) -> str:
+  return f"{'' if value else 'no_'}{axis}" if isinstance(value, bool) else str(value)
 
 
 def build_data(grid: Grid, log: Callable[[str], None] = print) -> None:
@@ -106,8 +111,9 @@ def build_data(grid: Grid, log: Callable[[str], None] = print) -> None:
       found = records.read_manifest(folder).get("info", {}).get("settings", {})
       for key, value in (("category", str(category)), ("side", side), ("detail", grid.detail)):
         if found.get(key, value) != value:
-          raise GridError(f"{folder} has crops of {key}={found[key]}, the grid's are of "
-                          f"{key}={value}; delete it to have it built anew, or choose another `data`")
+          raise GridError(
+              f"{folder} has crops of {key}={found[key]}, the grid's are of {key}={value}; delete "
+              "it to have it built anew, or choose another `data`")
       if there < most:
         raise GridError(f"{folder} has {there} crops, the grid's largest n is {most}; delete it to "
                         "have it built anew, or choose another `data`")
