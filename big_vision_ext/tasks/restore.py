@@ -190,10 +190,7 @@ class Task:
     """
     image, pair = jnp.asarray(batch["image"]), None
     if self.degradation is None:
-      if "degraded" not in batch:
-        raise ValueError("the batch has no `degraded` pictures; set input.pairs=True, or "
-                         "config.model.degrade to make them")
-      pair = jnp.asarray(batch["degraded"])
+      pair = jnp.asarray(degraded_of(batch))
     k_rows, k_turn, k_degrade = (jax.random.fold_in(key, i) for i in range(3))
     if train and self.config.share < 1:
       count = max(1, round(self.config.share * len(image)))
@@ -259,6 +256,14 @@ class Task:
     found = [fn(self.member(params, i), jax.tree.map(lambda v, i=i: v[i], values))
              for i in range(self.members)]
     return jax.tree.map(lambda *xs: jnp.stack(xs), *found)
+
+
+def degraded_of(batch):
+  """The degraded pictures that came with a batch; raises ValueError if there are none."""
+  if "degraded" not in batch:
+    raise ValueError("the batch has no `degraded` pictures; set input.pairs=True, or "
+                     "config.model.degrade to make them")
+  return batch["degraded"]
 
 
 def to_float(image) -> Float[Array, "b y x 3"]:

@@ -49,6 +49,11 @@ def drawn(task, seed=1):
     np.prod(x.shape[:-1]), 4) ** 0.5).astype(np.float32), flax.core.unfreeze(shapes))
 
 
+def degraded(task, rng, clean):
+  """What a step with the key `rng` sees."""
+  return jax.jit(task.degrade)(masks.sample_keys(jax.random.split(rng)[0], len(clean)), clean)[0]
+
+
 def latent_of(task, params, image):
   return np.asarray(jax.jit(lambda p, x: task.net.apply({"params": p}, x, method="encode")[0])(
     params, image), np.float64)
@@ -98,7 +103,7 @@ def test_the_loss_of_adaptation_is_that_of_its_definition(adapted):
   task, before, _, reports = adapted
   clean = batch()["image"] / np.float32(255)
   key = jax.random.fold_in(jax.random.key(0), 0)
-  seen, _ = jax.jit(task.degrade)(masks.sample_keys(key, 4), clean)
+  seen = degraded(task, key, clean)
   assert np.abs(np.asarray(seen) - clean).max() > 0.05
   z = latent_of(task, before, seen)
   wanted = latent_of(task, before | before["teacher"], clean)
@@ -242,7 +247,7 @@ def test_the_skip_learns_from_pairs_with_the_share_that_each_sample_draws():
   key = jax.random.key(2)
   loss, metrics = jax.jit(lambda p, b: fuse.loss(p, b, key, True))(params, batch())
   clean = batch()["image"] / np.float32(255)
-  seen, _ = jax.jit(fuse.degrade)(masks.sample_keys(key, 4), clean)
+  seen = degraded(fuse, key, clean)
   image = jax.jit(lambda p, x: fuse.restore_at(p, {"image": x}, np.full(4, 0.25, np.float32)))(
     params, seen)
   np.testing.assert_allclose(loss, np.abs(np.asarray(image, np.float64) - clean).mean(), rtol=1e-4)
@@ -256,7 +261,7 @@ def test_without_codes_latents_agree_with_the_clean_ones_themselves():
   key = jax.random.key(4)
   loss, metrics = jax.jit(lambda p, b: task.loss(p, b, key, True))(params, batch())
   clean = batch()["image"] / np.float32(255)
-  seen, _ = jax.jit(task.degrade)(masks.sample_keys(key, 4), clean)
+  seen = degraded(task, key, clean)
   want = latent_of(task, params, seen) - latent_of(task, params | params["teacher"], clean)
   np.testing.assert_allclose(loss, (want**2).mean(), rtol=1e-4)
   assert set(metrics) == {"loss_feature"}
@@ -272,7 +277,7 @@ def test_a_frozen_encoder_compares_what_is_drawn_with_what_is_clean_from_scratch
   (loss, metrics), grads = jax.jit(lambda p, b: jax.value_and_grad(
     lambda e: task.loss(p | {"eye": e}, b, key, True), has_aux=True)(p["eye"]))(params, batch())
   clean = batch()["image"] / np.float32(255)
-  seen, _ = jax.jit(task.degrade)(masks.sample_keys(key, 4), clean)
+  seen = degraded(task, key, clean)
   image = jax.jit(task.restore)(params, {"image": seen})
   tokens = jax.jit(lambda p, x: task.eye(p, x, blocks=True)[1])
   far = np.asarray(tokens(params["eye"], image), np.float64) - tokens(params["eye"], clean)
@@ -295,7 +300,6 @@ def test_arithmetic_counts_what_is_trained_three_times():
 @pytest.mark.parametrize("stage, fields, message", [
   ("autoencoder", dict(image=IMAGE | dict(image_size=15)), "image_size=15: is no multiple of 2"),
   ("autoencoder", dict(degrade=RAIN), "sees clean images only"),
-  ("scratch", dict(degrade=None), "need what degrades them"),
   ("adapt", dict(image=IMAGE | dict(fuse_levels=(1,))), "the stage 'fuse' trains a skip"),
   ("fuse", dict(image=IMAGE), r"needs its levels, e\.g\. \(1, 2\)"),
   ("autoencoder", dict(image=IMAGE | dict(code_layers=1)), "takes the nearest codes"),
@@ -312,6 +316,48 @@ def test_arithmetic_counts_what_is_trained_three_times():
 def test_settings_that_do_not_fit_are_named(stage, fields, message):
   with pytest.raises((ValueError, typed.ConfigError), match=message):
     tasks.make("content_prior", good(stage) | fields)
+
+
+def test_pairs_that_come_with_the_batch_are_what_is_trained_on():
+  """The loss is that of the degradation which made them."""
+  made, paired = (make("adapt", degrade=d) for d in (dict(kind="noise"), None))
+  assert set(made.batch_spec(2)) == {"image"}
+  assert set(paired.batch_spec(2)) == {"image", "degraded"}
+  params, key = drawn(paired), jax.random.key(8)
+  pairs = batch() | {"degraded": degraded(made, key, batch()["image"] / np.float32(255))}
+  loss = lambda task, b: jax.jit(lambda p: task.loss(p, b, key, True)[0])(params)
+  np.testing.assert_allclose(loss(paired, pairs), loss(made, batch()), rtol=1e-5)
+  with pytest.raises(ValueError, match="no `degraded` pictures; set input.pairs=True"):
+    paired.loss(params, batch(), key, True)
+  for stage, names in (("autoencoder", 1), ("scratch", 2), ("fuse", 2)):
+    assert len(make(stage, degrade=None).batch_spec(2)) == names
+
+
+def test_no_key_of_the_degradation_is_used_again(monkeypatch):
+  """Rows' keys of the degradation and of the skip's w have none in common."""
+  class Enough(Exception):
+    pass
+
+  def note(key, count, true=masks.sample_keys):
+    seen.append(true(key, count))
+    if len(seen) == 2:
+      raise Enough
+    return seen[-1]
+
+  seen = []
+  monkeypatch.setattr(masks, "sample_keys", note)
+  with pytest.raises(Enough):
+    make("fuse", degrade=dict(kind="noise")).loss({}, batch(), jax.random.key(2), True)
+  of_rain, of_w = (set(map(tuple, jax.random.key_data(k).tolist())) for k in seen)
+  assert len(of_rain) == len(of_w) == 4 and not of_rain & of_w
+
+
+def test_pairs_are_trained_on_and_measured_from_their_config():
+  config, shapes = configured("stage=adapt,init=before,pairs,data=data/pairs")
+  assert config.input["pairs"] and not config.model.get("degrade")
+  assert config.evals["rain"].args["rains"]["seen"] == {"kind": "pairs"}
+  first, _ = configured("pairs,data=data/pairs")
+  assert not first.input.get("pairs") and "eye" not in shapes
 
 
 def configured(arg):
@@ -336,6 +382,7 @@ def test_each_stage_begins_with_all_that_the_one_before_has(flags):
     trained_parts.append({n.split("/")[0] for n in trees.names(trained)})
     if before is not None:
       ours = {n for n in names if not matches(config.init.allow_missing, n)}
+      before |= {"eye/embed/kernel"} if stage == "adapt" and flags != ",plain" else set()
       theirs = {n for n in before if not matches(config.init.allow_extra, n)}
       assert ours == theirs
       assert all(any(re.fullmatch(p, n) for n in before) for p in config.init.allow_extra)
