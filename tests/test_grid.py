@@ -11,6 +11,7 @@ from big_vision_ext import grid, grid_report
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import typed
 from big_vision_ext.models import restoration
+from big_vision_ext.objectives import rain
 from input_pipeline.build import backgrounds
 
 ARG = "tiny,nets=msrresnet,skips=True,categories=faces,ranges=small+large,n=2+4,steps=2"
@@ -62,6 +63,14 @@ def test_every_cell_of_the_shipped_grid_is_a_config():
   for cell in cells[::41]:
     config = config_lib.resolve(config_lib.load(cell.config))
     assert len(config.model["seeds"]) == 5
+
+
+def test_steep_directions_are_measured_on_of_all_ranges_that_lack_them():
+  for name, of in rain.RANGES.items():
+    steepest = max(abs(x) for interval in of.angle for x in interval)
+    for text in (name, f"small+{name}"):
+      config = config_lib.load(f"configs/derain/train.py:range={text}")
+      assert ("directions" in config.evals.rain.rains) == (steepest <= 45), text
 
 
 def test_every_network_of_the_shipped_grid_is_trained_with_its_skip_and_without():

@@ -132,7 +132,7 @@ class Evaluator:
     out = {"ssim": float(own["ssim"].mean())}
     for key in ("psnr", "psnr_input"):
       if key in own:
-        out |= _mean_psnr(key, own[key])
+        out |= mean_psnr(key, own[key])
     sums = {prefix: {k.removeprefix(prefix): v for k, v in own.items() if k.startswith(prefix)}
             for prefix in ("rain/", "strict/", "flat/")}
     if sums["rain/"]:
@@ -144,7 +144,7 @@ class Evaluator:
     return out
 
 
-def _mean_psnr(key: str, values: np.ndarray) -> dict[str, float]:
+def mean_psnr(key: str, values: np.ndarray) -> dict[str, float]:
   """The mean of the finite ones, and how many are not, where there are any."""
   finite = np.isfinite(values)
   out = {key: float(values[finite].mean())} if finite.any() else {}
