@@ -86,14 +86,20 @@ class Evaluator:
         jnp.maximum(batch["index"], 0))
       degraded, layer = make(keys, clean, batch)
       degraded = bicubic.quantize(degraded)
-      out |= {f"{name}/{k}": v for k, v in self._one(params, clean, degraded, layer).items()}
+      found = self._one(name, params, clean, degraded, layer)
+      out |= {f"{name}/{k}": v for k, v in found.items()}
     return out
 
-  def _one(self, params, clean, degraded, layer):
+  def _one(self, name, params, clean, degraded, layer):
     if "restore_all" in self._task.outputs:
       restored = self._task.outputs["restore_all"](params, {"image": degraded})
     else:
       restored = self._task.outputs["restore"](params, {"image": degraded})[None]
+    if restored[0].shape != clean.shape:
+      raise ValueError(
+        f"restoration: rains[{name!r}] makes {degraded.shape[1]} pixels of {clean.shape[1]}, of "
+        f"which this task makes {restored[0].shape[1]}; expected one that undoes the task's scale, "
+        "e.g. {'kind': 'bicubic', 'scale': 2}")
     of_members = lambda fn: jax.tree.map(
       lambda *xs: jnp.stack(xs, axis=-1), *[fn(x) for x in restored])
     out = of_members(lambda x: {"psnr": image_metrics.psnr(x, clean, **self._how),

@@ -61,6 +61,9 @@ class Task:
     net.check()
     settings.check(c, net, self.image_size)
     degrade = c.degrade and degradations.make(typed.plain(c.degrade), "config.model.degrade")
+    if degrade and degrade.scale > 1:
+      raise typed.ConfigError(f"config.model.degrade={typed.plain(c.degrade)}: a restored image is "
+                              "as large as the degraded one; expected one that keeps its size")
     set_field("degrade", degrade)
     critic = c.critic and vq_parts.Critic(
         c.critic.width, c.critic.layers, net.groups, net.dtype, net.param_dtype)

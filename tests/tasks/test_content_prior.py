@@ -300,6 +300,7 @@ def test_arithmetic_counts_what_is_trained_three_times():
 @pytest.mark.parametrize("stage, fields, message", [
   ("autoencoder", dict(image=IMAGE | dict(image_size=15)), "image_size=15: is no multiple of 2"),
   ("autoencoder", dict(degrade=RAIN), "sees clean images only"),
+  ("adapt", dict(degrade=dict(kind="bicubic", scale=2)), "expected one that keeps its size"),
   ("adapt", dict(image=IMAGE | dict(fuse_levels=(1,))), "the stage 'fuse' trains a skip"),
   ("fuse", dict(image=IMAGE), r"needs its levels, e\.g\. \(1, 2\)"),
   ("autoencoder", dict(image=IMAGE | dict(code_layers=1)), "takes the nearest codes"),
