@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from big_vision_ext import complexity, grid
 from big_vision_ext import complexity_budget as budget
-from big_vision_ext import grid
+from input_pipeline import pictures, records
 from input_pipeline.build import backgrounds
 
 CROPS = {8: 5.0, 16: 9.0, 64: 20.0}
@@ -52,9 +53,17 @@ def test_the_command_measures_what_it_chooses_from(tmp_path, capsys, monkeypatch
   assert choice["ratio"] == choice["backgrounds"] / choice["rain"] < 100
   assert "n=12,range=small: complexity of backgrounds" in text and text.count("**") == 2
   # Of more crops, and of more diverse rain, there is more to learn.
-  found = budget.of_backgrounds(data, (2, 12), "picture_components")
-  assert found[2] < found[12] == choice["backgrounds"]
-  assert budget.of_rain(("large",), 32, "picture_components")["large"] > choice["rain"]
+  crops, rain = (choice["measures"][of] for of in ("backgrounds", "rain"))
+  of = lambda measures: measures["picture_components"]
+  assert of(crops["2"]) < of(crops["12"]) == choice["backgrounds"]
+  assert of(rain["large"]) > of(rain["small"]) == choice["rain"]
+  # All measures are told, of backgrounds and of rain.
+  source = records.open_dataset(data, "train")
+  pixels = [pictures.whole(source[i], source.where(i)) for i in range(2)]
+  assert crops["2"] == complexity.measures(pixels) and rain["large"].keys() == crops["2"].keys()
+  rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+  for name, value in crops["2"].items():
+    assert rows[f"| {name}"].startswith(f"| {name} | {value:.3g} | {crops['12'][name]:.3g} | ")
   assert budget.main([*command, "--ratio", "0"]) == 2
   assert "--ratio 0: expected numbers of at least 1, and a ratio" in capsys.readouterr().err
   assert budget.main([*command[:2], "--n", "99", "--ratio", "1"]) == 2
