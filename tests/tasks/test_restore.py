@@ -225,12 +225,14 @@ def test_arithmetic_is_counted_as_by_hand():
 
 
 @pytest.mark.slow
-def test_a_small_network_learns_to_take_rain_off_eight_crops():
-  """Rain that is drawn anew at each step, on the crops of training."""
-  task = make(image_size=24, augment=False, degrade=RAIN)
+def test_a_small_network_takes_rain_off_eight_crops_to_30_db():
+  """In 500 steps, of rain that is drawn anew at each step; crops are dark, for what rain brings to
+  white is lost."""
+  net = {"name": "msrresnet", "fields": {"width": 16, "depth": 1}}
+  task = make(net=net, image_size=24, augment=False, degrade=RAIN)
   crops = [painters.faces(np.random.default_rng(i), 24, 1.0) // 2 for i in range(8)]
   batch, params = {"image": np.stack(crops)}, init(task)
-  tx = optax.adam(1e-2, b2=0.99)
+  tx = optax.adam(optax.cosine_decay_schedule(1e-2, 500), b2=0.99)
   state = tx.init(params)
 
   @jax.jit
@@ -241,8 +243,8 @@ def test_a_small_network_learns_to_take_rain_off_eight_crops():
     return optax.apply_updates(params, updates), state, metrics["psnr"]
 
   found = []
-  for i in range(240):
+  for i in range(500):
     params, state, psnr = one(params, state, jax.random.key(i))
     found.append(float(psnr))
-  # From 17 dB, where next to nothing is done, by 12 dB; half of that is asked for.
-  assert found[0] < 18 and np.mean(found[-20:]) > found[0] + 6
+  # From less than 18 dB, where next to nothing is done, to 32.
+  assert found[0] < 18 and np.mean(found[-20:]) > 30
