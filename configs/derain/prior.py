@@ -146,6 +146,6 @@ def _tiny(c, a):
   if a.stage == "fuse":
     c.model.image.fuse_levels = (0, 1)
   c.lr = 2e-3
-  c.schedule = dict(type="cosine", warmup_steps=10, end=0.05)
+  c.schedule = dict(type="cosine", warmup_steps=min(10, c.total_steps // 2), end=0.05)
   c.ema = 0.98
   c.evals.rain.eval_percent = None

@@ -354,7 +354,9 @@ def test_no_key_of_the_degradation_is_used_again(monkeypatch):
 
 
 def test_pairs_are_trained_on_and_measured_from_their_config():
-  config, shapes = configured("stage=adapt,init=before,pairs,data=data/pairs")
+  config, shapes = configured("stage=adapt,init=before,pairs,data=data/pairs,steps=2")
+  # Smoke runs have fewer steps than a warm-up of the study.
+  assert config.schedule.warmup.value < 2
   assert config.input["pairs"] and not config.model.get("degrade")
   assert config.evals["rain"].args["rains"]["seen"] == {"kind": "pairs"}
   first, _ = configured("pairs,data=data/pairs")
