@@ -9,7 +9,8 @@ How it measures them is not known to us: here the ratio is that of a measure of 
 (`complexity.components`), the same for both. The first form chooses by measuring alone: the range
 is widened first, for that costs no background, then crops are left out until the ratio is reached.
 The second trains: the range is widened as long as more is removed of a rain that is held out, then
-the number of crops is cut until that stops improving. Both rules are ours, after the advice.
+the number of crops is cut until that stops improving. Both rules are ours, after the advice. The
+first form also tells all other measures of `complexity`, of every choice.
 """
 
 import argparse
@@ -89,9 +90,9 @@ def choose(backgrounds: Mapping[int, float], rain: Mapping[str, float], ratio: f
   return fitting[0] if fitting else dataclasses.replace(found[-1], reached=False)
 
 
-def of_backgrounds(data: str, counts: Sequence[int], measure: str, split: str = "train"
-                   ) -> dict[int, float]:
-  """Complexity of the first n crops of a data set, for each n.
+def of_backgrounds(data: str, counts: Sequence[int], split: str = "train"
+                   ) -> dict[int, dict[str, float]]:
+  """`complexity.measures` of the first n crops of a data set, for each n.
 
   Raises:
     ValueError: no such data set, or fewer crops than asked for.
@@ -101,11 +102,11 @@ def of_backgrounds(data: str, counts: Sequence[int], measure: str, split: str = 
   if max(counts) > len(source):
     raise ValueError(f"{data}: --n {max(counts)}, but there are {len(source)} crops")
   crops = [pictures.whole(source[i], source.where(i)) for i in range(max(counts))]
-  return {n: complexity.components(crops[:n])[measure] for n in counts}
+  return {n: complexity.measures(crops[:n]) for n in counts}
 
 
-def of_rain(ranges: Sequence[str], side: int, measure: str, seed: int = 0) -> dict[str, float]:
-  """Complexity of some layers of rain of each range, of side x side pixels.
+def of_rain(ranges: Sequence[str], side: int, seed: int = 0) -> dict[str, dict[str, float]]:
+  """`complexity.measures` of some layers of rain of each range, of side x side pixels.
 
   Raises:
     ValueError: an unknown range.
@@ -120,7 +121,7 @@ def of_rain(ranges: Sequence[str], side: int, measure: str, seed: int = 0) -> di
       raise ValueError(f"range {name!r} is none of {', '.join(rain.RANGES)}")
     layers = jax.jit(lambda k, name=name: rain.render(k, side, side, rain.RANGES[name]))(keys)
     levels = np.rint(np.asarray(layers) * 255).astype(np.uint8)
-    found[name] = complexity.components(levels)[measure]
+    found[name] = complexity.measures(levels)
   return found
 
 
@@ -166,6 +167,17 @@ def table(choice: Choice, backgrounds: Mapping[int, float], rain: Mapping[str, f
       text = f"{value / of_rain_:.2f}" if of_rain_ else "-"
       cells.append(f"**{text}**" if (n, name) == (choice.n, choice.range) else text)
     lines.append(f"| {n} | {value:.1f} | " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def all_measures(backgrounds: Mapping[int, Mapping[str, float]],
+                 rain: Mapping[str, Mapping[str, float]]) -> str:
+  """Markdown: a row for each measure, a column for each number of backgrounds and each range."""
+  columns = {f"n={n}": found for n, found in sorted(backgrounds.items())} | dict(rain)
+  lines = ["| measure | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+  for name in next(iter(columns.values())):
+    values = [f"{found[name]:.3g}" for found in columns.values()]
+    lines.append(f"| {name} | " + " | ".join(values) + " |")
   return "\n".join(lines)
 
 
@@ -274,16 +286,17 @@ def _choose(options: argparse.Namespace) -> int:
     raise ValueError(f"--n {options.n}, --ratio {options.ratio:g}: expected numbers of at least 1, "
                      "and a ratio above 0")
   side = records.open_dataset(options.data, "train")[0].height
-  backgrounds = of_backgrounds(options.data, counts, options.measure)
-  rain = of_rain(options.ranges.split("+"), side, options.measure)
+  found = {"backgrounds": of_backgrounds(options.data, counts),
+           "rain": of_rain(options.ranges.split("+"), side)}
+  backgrounds, rain = ({k: v[options.measure] for k, v in of.items()} for of in found.values())
   choice = choose(backgrounds, rain, options.ratio)
-  print(table(choice, backgrounds, rain))
+  print(f"{table(choice, backgrounds, rain)}\n\n{all_measures(*found.values())}\n")
   print(f"n={choice.n},range={choice.range}: complexity of backgrounds {choice.backgrounds:.1f}, "
         f"of rain {choice.rain:.1f}, ratio {choice.ratio:.2f}"
         + ("" if choice.reached else f", above the {options.ratio:g} that was asked for"))
   if options.out:
-    result: dict[str, Any] = dataclasses.asdict(choice) | {"ratio": choice.ratio,
-                                                          "measure": options.measure}
+    result: dict[str, Any] = dataclasses.asdict(choice) | {
+      "ratio": choice.ratio, "measure": options.measure, "measures": found}
     pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
   return 0
 

@@ -81,33 +81,46 @@ def cells(grid: Grid) -> list[Cell]:
     if "backgrounds" in chosen:
       arg["data"] = os.path.join(grid.data, str(chosen["backgrounds"]))
     text = ",".join(f"{k}={v}" for k, v in arg.items())
-    out.append(Cell("-".join(map(str, values)), tuple(chosen.items()), f"{grid.config}:{text}"))
+    names = [_name(axis, value) for axis, value in chosen.items()]
+    out.append(Cell("-".join(names), tuple(chosen.items()), f"{grid.config}:{text}"))
   return out
+
+
+def _name(axis: str, value: Any) -> str:
+  return f"{'' if value else 'no_'}{axis}" if isinstance(value, bool) else str(value)
 
 
 def build_data(grid: Grid, log: Callable[[str], None] = print) -> None:
   """Builds the data sets of the categories that are not there; finished ones are left alone.
 
   Raises:
-    ValueError: a category that cannot be drawn, or one that is there has too few crops.
+    ValueError: a category that cannot be drawn, or one that is there has too few crops, or others
+      than the grid's.
   """
   from input_pipeline import records
   from input_pipeline.build import backgrounds
 
   axes = dict(grid.axes)
   most = max(axes.get("n", (0,))) or backgrounds.COUNT
+  side = grid.fixed.get("size") or backgrounds.SIDE
   for category in axes.get("backgrounds", ()):
     folder = pathlib.Path(grid.data) / str(category)
     if (folder / records.MANIFEST).is_file():
       there = len(records.open_dataset(str(folder), "train"))
+      # Own pictures have no detail, and data sets that were not made here say nothing.
+      found = records.read_manifest(folder).get("info", {}).get("settings", {})
+      for key, value in (("category", str(category)), ("side", side), ("detail", grid.detail)):
+        if found.get(key, value) != value:
+          raise GridError(
+              f"{folder} has crops of {key}={found[key]}, the grid's are of {key}={value}; delete "
+              "it to have it built anew, or choose another `data`")
       if there < most:
         raise GridError(f"{folder} has {there} crops, the grid's largest n is {most}; delete it to "
                         "have it built anew, or choose another `data`")
       continue
     log(f"Building {folder}: {most} crops")
     backgrounds.build(
-        folder, category=str(category), count=most, detail=grid.detail, progress=False,
-        **{"side": grid.fixed["size"]} if grid.fixed.get("size") else {})
+        folder, category=str(category), count=most, side=side, detail=grid.detail, progress=False)
 
 
 def run(grid: Grid, out: pathlib.Path, train: Callable[[Sequence[str]], int], *,

@@ -21,18 +21,18 @@ COLUMNS = {
     "rho seen": ("seen/rho", 3), "rho unseen": ("unseen/rho", 3), "E_R unseen": ("unseen/E_R", 1),
     "E_B unseen": ("unseen/E_B", 1), "strict": ("unseen/E_B_strict", 1),
     "PSNR seen": ("seen/psnr", 2), "PSNR unseen": ("unseen/psnr", 2)}
-_AXES = ("net", "backgrounds", "range", "n")
+_AXES = ("net", "skip", "backgrounds", "range", "n")
 # Ranges from narrow to wide, where names are those of the paper.
 _WIDTH = ("small", "medium", "large")
 
 
 def table(lines: Sequence[Line]) -> str:
   """Markdown with a row a cell: mean +- deviation over its seeds."""
-  axes = [a for a in _AXES if a in lines[0]]
+  axes = _axes(lines)
   out = ["| " + " | ".join((*axes, *COLUMNS)) + " |", "|---" * (len(axes) + len(COLUMNS)) + "|"]
   for line in sorted(lines, key=_order):
     values = [_shown(line, *column) for column in COLUMNS.values()]
-    out.append("| " + " | ".join((*(str(line[a]) for a in axes), *values)) + " |")
+    out.append("| " + " | ".join((*(str(line.get(a, "")) for a in axes), *values)) + " |")
   return "\n".join(out)
 
 
@@ -81,13 +81,17 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def plot(lines: Sequence[Line], path: str | pathlib.Path) -> None:
-  """Removal and background against n: a column a category, a colour a range, a style a net."""
+  """Removal and background against n: a column a category, a colour a range, a style a net.
+
+  Without the picture added to what the network gives, markers are hollow.
+  """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
   categories = list(dict.fromkeys(line.get("backgrounds", "") for line in lines))
   ranges = sorted({line.get("range", "") for line in lines}, key=_rank)
   nets = list(dict.fromkeys(line.get("net", "") for line in lines))
+  skips = list(dict.fromkeys(line.get("skip", "") for line in lines))
   rows = (("unseen/rho", "removal of unseen rain, rho"), ("seen/rho", "removal of seen rain, rho"),
           ("unseen/E_B_strict", "background damage, 0..255"))
   figure = Figure(figsize=(3.4 * len(categories) + 1, 8), layout="constrained")
@@ -96,16 +100,20 @@ def plot(lines: Sequence[Line], path: str | pathlib.Path) -> None:
   for (row, (measure, label)), (column, category) in itertools.product(
       enumerate(rows), enumerate(categories)):
     axis = axes[row, column]
-    for (i, name), (j, net) in itertools.product(enumerate(ranges), enumerate(nets)):
-      line = sorted((x for x in lines if (x.get("backgrounds", ""), x.get("range", ""),
-                                          x.get("net", "")) == (category, name, net)
+    for (i, name), (j, net), skip in itertools.product(
+        enumerate(ranges), enumerate(nets), skips):
+      wanted = dict(backgrounds=category, range=name, net=net, skip=skip)
+      line = sorted((x for x in lines if all(x.get(k, "") == v for k, v in wanted.items())
                      and _value(x, measure) is not None), key=lambda x: x["n"])
       if line:
-        label_of = " ".join(filter(None, (name, net if len(nets) > 1 else "")))
+        label_of = " ".join(filter(None, (
+          name, net if len(nets) > 1 else "", "without skip" if skip is False else "")))
+        colour = f"C{i}"
         axis.errorbar(
             [x["n"] for x in line], [_value(x, measure) for x in line],
-            [_value(x, f"{measure}_std") or 0.0 for x in line], color=f"C{i}", marker="o",
-            capsize=3, linestyle=("-", "--", ":", "-.")[j % 4], label=label_of)
+            [_value(x, f"{measure}_std") or 0.0 for x in line], color=colour, marker="o",
+            markerfacecolor="none" if skip is False else colour, capsize=3,
+            linestyle=("-", "--", ":", "-.")[j % 4], label=label_of)
     axis.set_xscale("log", base=2)
     axis.grid(alpha=0.3)
     if not row:
@@ -125,19 +133,24 @@ def _groups(lines: Sequence[Line], without: str):
   """(name, lines in the order of an axis) of all lines that differ in that axis only."""
   if any(without not in line for line in lines):
     return
-  axes = [a for a in _AXES if a in lines[0] and a != without]
-  key = lambda line: tuple(str(line[a]) for a in axes)
+  axes = [a for a in _axes(lines) if a != without]
+  key = lambda line: tuple(str(line.get(a, "")) for a in axes)
   ordered = sorted(lines, key=_order)
   for of in dict.fromkeys(map(key, ordered)):
     group = [line for line in ordered if key(line) == of]
     along = (lambda x: x["n"]) if without == "n" else (lambda x: _rank(x["range"]))
-    names = [f"n={v}" if a == "n" else v for a, v in zip(axes, of)]
-    yield ", ".join(names), sorted(group, key=along)
+    names = [f"{a}={v}" if v and a in ("n", "skip") else v for a, v in zip(axes, of)]
+    yield ", ".join(filter(None, names)), sorted(group, key=along)
+
+
+def _axes(lines: Sequence[Line]) -> list[str]:
+  """Those that any line has: of other grids in the folder some may have fewer."""
+  return [a for a in _AXES if any(a in line for line in lines)]
 
 
 def _order(line: Line):
   rank = {"range": _rank, "n": int}
-  return tuple(rank.get(a, str)(line[a]) for a in _AXES if a in line)
+  return tuple(rank.get(a, str)(line.get(a, 0 if a == "n" else "")) for a in _AXES)
 
 
 def _rank(name: str) -> tuple[int, str]:

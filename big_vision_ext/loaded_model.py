@@ -46,7 +46,7 @@ class LoadedModel:
     self.batch_size = batch_size
     # Every device takes the same share of the rows, so a batch may use fewer than there are.
     devices = jax.local_devices()[:math.gcd(batch_size, jax.local_device_count())]
-    mesh = sharding.make_mesh(config.Mesh(), devices)
+    mesh = sharding.make_mesh(config.Mesh(), devices=devices)
     self._rows = sharding.batch_sharding(mesh)
     self.params = jax.device_put(loaded.params, sharding.replicated(mesh))
     self.programs: dict[Any, jax.stages.Compiled] = {}

@@ -6,10 +6,10 @@
 # for each seed; interrupted anywhere, or run again, it goes on from what is there.
 #
 # STEPS (of the first stage; the others take their share), N, RANGE, CATEGORY, OTHER, DATA and OUT
-# change it: STEPS=4 is a smoke run.
+# change it: STEPS=4 OUT=runs/prior_smoke is a smoke run. Runs of other settings need an OUT of their
+# own: `OUT/settings` says of which they are.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-setup_env
 cd "$ROOT"
 
 STEPS=${STEPS:-200}
@@ -20,6 +20,18 @@ OTHER=${OTHER:-faces}
 DATA=${DATA:-data/prior_study}
 OUT=${OUT:-runs/prior_study}
 [ $# -gt 0 ] || set -- 0
+
+settings="STEPS=$STEPS N=$N RANGE=$RANGE CATEGORY=$CATEGORY OTHER=$OTHER DATA=$DATA"
+if [ -n "$(ls "$OUT" 2>/dev/null)" ]; then
+  found=$(cat "$OUT/settings" 2>/dev/null || echo "settings that nothing says")
+  if [ "$found" != "$settings" ]; then
+    echo "error: $OUT has runs of $found; these are $settings. Choose another OUT, or delete it." >&2
+    exit 2
+  fi
+fi
+mkdir -p "$OUT"
+echo "$settings" >"$OUT/settings"
+setup_env
 
 CONFIG=configs/derain/prior.py:tiny
 PAIRS="data=$DATA/$CATEGORY,n=$N,range=$RANGE"

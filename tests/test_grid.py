@@ -10,8 +10,11 @@ from scipy import stats
 from big_vision_ext import grid, grid_report
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import typed
+from big_vision_ext.models import restoration
+from big_vision_ext.objectives import rain
+from input_pipeline.build import backgrounds
 
-ARG = "tiny,nets=msrresnet,categories=faces,ranges=small+large,n=2+4,steps=2"
+ARG = "tiny,nets=msrresnet,skips=True,categories=faces,ranges=small+large,n=2+4,steps=2"
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ class Trainer:
 def test_cells_are_all_combinations_and_each_is_a_config(small):
   found = grid.cells(small)
   assert [c.name for c in found] == [
-    f"msrresnet-faces-{r}-{n}" for r in ("small", "large") for n in (2, 4)]
+    f"msrresnet-skip-faces-{r}-{n}" for r in ("small", "large") for n in (2, 4)]
   config = config_lib.resolve(config_lib.load(found[1].config, small.overrides))
   assert (config.model["seeds"], config.input["first"]) == ((0, 1, 2), 4)
   assert config.total.value == 2 and config.input["data"].endswith("data/faces")
@@ -56,10 +59,29 @@ def test_cells_are_all_combinations_and_each_is_a_config(small):
 def test_every_cell_of_the_shipped_grid_is_a_config():
   found = grid.load("configs/derain/grid.py")
   cells = grid.cells(found)
-  assert len(cells) == 3 * 4 * 3 * 8 and len({c.name for c in cells}) == len(cells)
+  assert len(cells) == 3 * 2 * 4 * 3 * 8 and len({c.name for c in cells}) == len(cells)
   for cell in cells[::41]:
     config = config_lib.resolve(config_lib.load(cell.config))
     assert len(config.model["seeds"]) == 5
+
+
+def test_steep_directions_are_measured_on_of_all_ranges_that_lack_them():
+  for name, of in rain.RANGES.items():
+    steepest = max(abs(x) for interval in of.angle for x in interval)
+    for text in (name, f"small+{name}"):
+      config = config_lib.load(f"configs/derain/train.py:range={text}")
+      assert ("directions" in config.evals.rain.rains) == (steepest <= 45), text
+
+
+def test_every_network_of_the_shipped_grid_is_trained_with_its_skip_and_without():
+  found = grid.cells(grid.load("configs/derain/grid.py:categories=faces,ranges=small,n=8"))
+  assert len(found) == 6
+  for cell in found:
+    net = config_lib.load(cell.config).model.net
+    built = restoration.build(net.name, net.scale, **net["fields"])
+    assert built.global_skip == dict(cell.values)["skip"] == ("no_skip" not in cell.name)
+  with pytest.raises(config_lib.ConfigError, match="skips=yes: expected True, False or"):
+    grid.load("configs/derain/grid.py:skips=yes")
 
 
 def test_an_interrupted_grid_does_only_what_is_left(small, tmp_path):
@@ -101,7 +123,7 @@ def test_trends_are_slopes_of_each_seed_with_students_interval(small, tmp_path):
   grid.run(small, tmp_path / "out", Trainer(), log=lambda _: None)
   lines = grid.read(tmp_path / "out")
   (name, group), _ = grid_report._groups(lines, without="n")
-  assert name == "msrresnet, faces, small" and [x["n"] for x in group] == [2, 4]
+  assert name == "msrresnet, skip=True, faces, small" and [x["n"] for x in group] == [2, 4]
   slopes = grid_report.slope(group)
   np.testing.assert_allclose(slopes, [-0.1, -0.09, -0.08], atol=1e-12)
   mean, half = grid_report.interval(slopes)
@@ -111,9 +133,29 @@ def test_trends_are_slopes_of_each_seed_with_students_interval(small, tmp_path):
   assert [x["range"] for x in pair] == ["small", "large"]
   np.testing.assert_allclose(grid_report.widened(pair), 0.2, atol=1e-12)
   text = (tmp_path / "out" / "grid.md").read_text()
-  assert "| msrresnet, faces, small | each doubling of n, 2 to 4 | -0.090 (" in text
+  assert "| msrresnet, skip=True, faces, small | each doubling of n, 2 to 4 | -0.090 (" in text
   assert "range small to large | +0.200 (+0.200 to +0.200)" in text
-  assert "| msrresnet | faces | small | 2 | 0.410 +- 0.010 |" in text
+  assert "| msrresnet | True | faces | small | 2 | 0.410 +- 0.010 |" in text
+
+
+def test_cells_with_a_skip_and_without_are_rows_trends_and_curves_of_their_own(tmp_path):
+  both = grid.load(f"configs/derain/grid.py:{ARG.replace('skips=True', 'skips=True+False')}")
+  grid.run(both, tmp_path, Trainer(), log=lambda _: None)
+  lines = grid.read(tmp_path)
+  # Of a study from before there was a choice.
+  lines.append({k: v for k, v in lines[0].items() if k != "skip"})
+  assert [name for name, _ in grid_report._groups(lines, without="n")] == [
+    "msrresnet, faces, small", *(f"msrresnet, skip={s}, faces, {r}" for s in (False, True)
+                                 for r in ("small", "large"))]
+  rows = grid_report.table(lines).splitlines()
+  assert sum(row.startswith("| msrresnet | False | faces |") for row in rows) == 4
+  assert sum(row.startswith("| msrresnet |  | faces |") for row in rows) == 1
+  drawn = []
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr("matplotlib.axes.Axes.errorbar", lambda self, x, y, e, **how: drawn.append(how))
+    grid_report.plot(lines, tmp_path / "grid.png")
+  assert {how["label"]: how["markerfacecolor"] for how in drawn} == {
+    "small": "C0", "large": "C1", "small without skip": "none", "large without skip": "none"}
 
 
 def test_data_sets_are_built_once_and_too_small_ones_refused(small, tmp_path):
@@ -125,6 +167,27 @@ def test_data_sets_are_built_once_and_too_small_ones_refused(small, tmp_path):
   larger = grid.load(f"configs/derain/grid.py:{ARG.replace('2+4', '64')},data={tmp_path / 'data'}")
   with pytest.raises(grid.GridError, match="has 4 crops, the grid's largest n is 64"):
     grid.build_data(larger)
+
+
+@pytest.mark.parametrize("changes, message", [
+  (dict(fixed={"size": 48}), "side=32, the grid's are of side=48"),
+  (dict(fixed={}), "side=32, the grid's are of side=128"),
+  (dict(detail=2.0), "detail=1.0, the grid's are of detail=2.0")])
+def test_crops_of_another_side_or_detail_are_refused(small, tmp_path, changes, message):
+  backgrounds.build(tmp_path / "data" / "faces", category="faces", count=4, val_count=1, side=32,
+                    progress=False)
+  grid.build_data(small)
+  other = typed.build(grid.Grid, typed.to_dict(small) | changes)
+  with pytest.raises(grid.GridError, match=message):
+    grid.build_data(other)
+
+
+def test_crops_of_own_pictures_will_do_for_a_grid(small, tmp_path):
+  for i in range(4):
+    Image.fromarray(np.full((40, 40, 3), 50 * i, np.uint8)).save(tmp_path / f"{i}.png")
+  backgrounds.build(tmp_path / "data" / "faces", category="faces", count=4, val_count=1, side=32,
+                    image_dir=tmp_path, progress=False)
+  grid.build_data(small)
 
 
 def test_an_axis_of_equal_values_is_refused(small):

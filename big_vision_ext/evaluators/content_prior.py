@@ -3,7 +3,8 @@
 Beside every measure of `restoration` stands the floor: clean pictures through the prior, what it
 loses even where there is nothing to restore, and so about the best that it can come to with w = 0
 (of a network that was trained on rainy pictures alone it is no bound). `floor/psnr` (dB) and
-`floor/ssim` are means over pictures, `floor/rms` is of all pixels, in 0..255, as `E_B` is. Of a
+`floor/ssim` are means over pictures (`floor/psnr_equal` of them are as they were, and their PSNR
+is infinite: they are left out), `floor/rms` is of all pixels, in 0..255, as `E_B` is. Of a
 task with the outputs `restore_w0`, `restore_w50`, ... the measures of each are under `w0/`,
 `w50/`, ...
 """
@@ -75,8 +76,9 @@ class Evaluator:
       stream = _common.batches(self._input, "all", self._batch_size, self._sharding)
       rows = _common.collect(self._fn, params, stream)
     mean = lambda name: float(np.mean(rows[name], dtype=np.float64))
-    out = {"images": float(len(rows["index"])), "floor/psnr": mean("psnr"),
-           "floor/ssim": mean("ssim"), "floor/rms": mean("squares") ** 0.5}
+    out = {"images": float(len(rows["index"])), "floor/ssim": mean("ssim"),
+           "floor/rms": mean("squares") ** 0.5}
+    out |= restoration.mean_psnr("floor/psnr", rows["psnr"])
     if not self._rains:
       return out
     found = self._restoration.run(params)

@@ -86,14 +86,20 @@ class Evaluator:
         jnp.maximum(batch["index"], 0))
       degraded, layer = make(keys, clean, batch)
       degraded = bicubic.quantize(degraded)
-      out |= {f"{name}/{k}": v for k, v in self._one(params, clean, degraded, layer).items()}
+      found = self._one(name, params, clean, degraded, layer)
+      out |= {f"{name}/{k}": v for k, v in found.items()}
     return out
 
-  def _one(self, params, clean, degraded, layer):
+  def _one(self, name, params, clean, degraded, layer):
     if "restore_all" in self._task.outputs:
       restored = self._task.outputs["restore_all"](params, {"image": degraded})
     else:
       restored = self._task.outputs["restore"](params, {"image": degraded})[None]
+    if restored[0].shape != clean.shape:
+      raise ValueError(
+        f"restoration: rains[{name!r}] makes {degraded.shape[1]} pixels of {clean.shape[1]}, of "
+        f"which this task makes {restored[0].shape[1]}; expected one that undoes the task's scale, "
+        "e.g. {'kind': 'bicubic', 'scale': 2}")
     of_members = lambda fn: jax.tree.map(
       lambda *xs: jnp.stack(xs, axis=-1), *[fn(x) for x in restored])
     out = of_members(lambda x: {"psnr": image_metrics.psnr(x, clean, **self._how),
@@ -132,7 +138,7 @@ class Evaluator:
     out = {"ssim": float(own["ssim"].mean())}
     for key in ("psnr", "psnr_input"):
       if key in own:
-        out |= _mean_psnr(key, own[key])
+        out |= mean_psnr(key, own[key])
     sums = {prefix: {k.removeprefix(prefix): v for k, v in own.items() if k.startswith(prefix)}
             for prefix in ("rain/", "strict/", "flat/")}
     if sums["rain/"]:
@@ -144,7 +150,7 @@ class Evaluator:
     return out
 
 
-def _mean_psnr(key: str, values: np.ndarray) -> dict[str, float]:
+def mean_psnr(key: str, values: np.ndarray) -> dict[str, float]:
   """The mean of the finite ones, and how many are not, where there are any."""
   finite = np.isfinite(values)
   out = {key: float(values[finite].mean())} if finite.any() else {}

@@ -14,18 +14,33 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from big_vision_ext.core import typed
-from big_vision_ext.objectives import blur, haze, jpeg, noise, rain, rain_layers, rain_segments
+from big_vision_ext.objectives import (
+  bicubic,
+  blur,
+  haze,
+  jpeg,
+  noise,
+  rain,
+  rain_layers,
+  rain_segments,
+)
 
 Interval = tuple[float, float]
 Aux = dict[str, Array]
 
 
 class Degradation:
-  """What spoils pictures; the settings are the fields of a subclass."""
+  """What spoils pictures; the settings are the fields of a subclass.
+
+  Attributes:
+    scale: how many times smaller sides become.
+  """
+
+  scale = 1
 
   def __call__(
     self, keys: Key[Array, "b"], clean: Float[Array, "b y x 3"]
-  ) -> tuple[Float[Array, "b y x 3"], Aux]:
+  ) -> tuple[Float[Array, "b y/scale x/scale 3"], Aux]:
     """Degraded pictures, in [0, 1] as the clean ones, and how they came about: `layer` (b, y, x)
     in [0, 1], before its brightness `beta`, where rain fell."""
     raise NotImplementedError
@@ -258,6 +273,25 @@ class Haze(Degradation):
 
 
 @dataclasses.dataclass(frozen=True)
+class Bicubic(Degradation):
+  """A smaller picture, for networks that enlarge: MATLAB's `imresize`, see `objectives.bicubic`.
+
+  Attributes:
+    scale: how many times smaller, 2 or more.
+  """
+
+  scale: int
+
+  def __post_init__(self):
+    if self.scale < 2:
+      raise ValueError(f"scale={self.scale}: expected at least 2, how many times smaller")
+
+  def __call__(self, keys, clean):
+    del keys
+    return jnp.clip(bicubic.downsample(clean, self.scale), 0.0, 1.0), {}
+
+
+@dataclasses.dataclass(frozen=True)
 class Mixture(Degradation):
   """One of several degradations for each picture; all are computed.
 
@@ -276,6 +310,13 @@ class Mixture(Degradation):
                        or not sum(self.share) > 0):
       raise ValueError(f"share={self.share!r}: expected {len(self.of)} numbers >= 0, one for each "
                        "degradation, not all 0")
+    if len({d.scale for d in self.of}) > 1:
+      raise ValueError("of: expected degradations that all leave pictures of one size, not by "
+                       f"{', '.join(str(d.scale) for d in self.of)} times smaller ones")
+
+  @property
+  def scale(self) -> int:
+    return self.of[0].scale
 
   def __call__(self, keys, clean):
     share = jnp.cumsum(jnp.asarray(self.share or (1.0,) * len(self.of)))
@@ -291,7 +332,7 @@ class Mixture(Degradation):
 
 KINDS: dict[str, type[Degradation]] = {
   "rain": RainStreaks, "segments": RainSegments, "layers": RainLayers, "noise": Noise,
-  "blur": Blur, "jpeg": Jpeg, "haze": Haze, "mixture": Mixture,
+  "blur": Blur, "jpeg": Jpeg, "haze": Haze, "bicubic": Bicubic, "mixture": Mixture,
 }
 
 

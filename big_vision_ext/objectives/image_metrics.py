@@ -136,8 +136,8 @@ def rain_measures(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
 
   Returns:
     `E_R`: root mean square of what was changed under rain, higher when more rain is removed, and
-    0 when nothing is done (as recalled of the paper). `E_B`: root mean square error of the
-    background, lower is better. `E_R_gt`: the error under rain, lower is better, for E_R alone is
+    0 when nothing is done. `E_B`: root mean square error of the background, lower is better (both
+    as recalled of the paper). `E_R_gt`: the error under rain, lower is better, for E_R alone is
     won by painting the rain black (ours). `rho`: 1 - |restored - clean| / |degraded - clean| under
     rain: 1 perfect, 0 untouched, negative if worse than untouched (ours). E_* in 0..255; NaN where
     there is nothing to average.

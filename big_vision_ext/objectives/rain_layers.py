@@ -1,9 +1,9 @@
 """How does rain that was recorded fall on other pictures? Layers from a file, transplanted.
 
 The file is an .npz with `layers`, uint8 (n, y, x), as `python -m input_pipeline.build --from
-streaks` makes it of pairs: R = clip(O - B, 0, 1), as a co-author's code puts the rain of Rain100L
-on other backgrounds [C]. Which layer a picture gets, which part of it and whether it is mirrored is
-ours. b batch, n layers, y x rows and columns.
+streaks` makes it of pairs: R = clip(O - B, 0, 1). That networks are tested with the rain of
+Rain100L on other backgrounds is a co-author's code's [C]; the formula is ours, as is which layer a
+picture gets, which part of it and whether it is mirrored. b batch, n layers, y x rows and columns.
 """
 
 import functools

@@ -73,8 +73,8 @@ class Config:
   Attributes:
     image: fields of `models.vq_autoencoder.VQAutoencoder`, and `image_size` of training.
     stage: see the module's docstring.
-    degrade: what happens to the clean images, see `objectives.degradations.make`; not given for
-      the stage "autoencoder".
+    degrade: what happens to the clean images, see `objectives.degradations.make`; None for the
+      stage "autoencoder", and where batches carry pairs (`input.pairs`).
     beta: of the encoder's commitment to the codes.
     feature_weight, code_weight: of "adapt": squared distance to the clean image's codes, and cross
       entropy of which codes they are. CodeFormer's numbers.
@@ -108,9 +108,8 @@ def check(c: Config, net, image_size: int) -> None:
   if image_size % net.factor:
     refuse("image.image_size", image_size, f"is no multiple of {net.factor}, as "
            f"{len(net.mults) - 1} levels halve it")
-  if (c.stage == "autoencoder") != (c.degrade is None):
-    refuse("degrade", c.degrade, "the stage 'autoencoder' sees clean images only, the others need "
-           "what degrades them, e.g. dict(kind='rain', range='medium')")
+  if c.stage == "autoencoder" and c.degrade is not None:
+    refuse("degrade", c.degrade, "the stage 'autoencoder' sees clean images only: leave it None")
   if bool(net.fuse_levels) != (c.stage == "fuse"):
     refuse("image.fuse_levels", net.fuse_levels, f"of the stage {c.stage!r}: the stage 'fuse' "
            "trains a skip and needs its levels, e.g. (1, 2); the others have none")

@@ -61,6 +61,9 @@ class Task:
     net.check()
     settings.check(c, net, self.image_size)
     degrade = c.degrade and degradations.make(typed.plain(c.degrade), "config.model.degrade")
+    if degrade and degrade.scale > 1:
+      raise typed.ConfigError(f"config.model.degrade={typed.plain(c.degrade)}: a restored image is "
+                              "as large as the degraded one; expected one that keeps its size")
     set_field("degrade", degrade)
     critic = c.critic and vq_parts.Critic(
         c.critic.width, c.critic.layers, net.groups, net.dtype, net.param_dtype)
@@ -90,7 +93,8 @@ class Task:
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     shape = (batch_size, self.image_size, self.image_size, 3)
-    return {"image": jax.ShapeDtypeStruct(shape, np.uint8)}
+    names = ("image", "degraded") if self._pairs else ("image",)
+    return {name: jax.ShapeDtypeStruct(shape, np.uint8) for name in names}
 
   def init(self, rng, batch):
     image = restore.to_float(batch["image"][:1])
@@ -118,14 +122,15 @@ class Task:
     del train
     _towers.check_image(batch["image"], self.image_size)
     clean = restore.to_float(batch["image"])
-    seen = clean
+    k_degrade, k_own = jax.random.split(rng)
+    seen = restore.to_float(restore.degraded_of(batch)) if self._pairs else clean
     if self.degrade:
-      seen, _ = self.degrade(masks.sample_keys(rng, len(clean)), clean)
+      seen, _ = self.degrade(masks.sample_keys(k_degrade, len(clean)), clean)
     if self.config.stage == "adapt":
       return self._adapt_loss(params, seen, clean)
     if self.config.stage == "fuse":
-      return self._fuse_loss(params, seen, clean, rng)
-    return self._autoencoder_loss(params, seen, clean, jax.random.fold_in(rng, 1))
+      return self._fuse_loss(params, seen, clean, k_own)
+    return self._autoencoder_loss(params, seen, clean, k_own)
 
   def after_update(self, params, step):
     """Dead codes are replaced, see `Revive`."""
@@ -213,7 +218,7 @@ class Task:
 
   def _fuse_loss(self, params, seen, clean, rng):
     low, high = self.config.fuse_w
-    keys = masks.sample_keys(jax.random.fold_in(rng, 1), len(clean))
+    keys = masks.sample_keys(rng, len(clean))
     w = jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=high))(keys)
     image, out = self._apply(params, seen, w if low < high else jnp.full(len(clean), low))
     loss, metrics = _l1(image, clean), {"psnr": _psnr(image, clean)}
@@ -231,6 +236,11 @@ class Task:
 
   def _apply(self, params, *args, method=None):
     return self.net.apply({"params": params}, *args, method=method)
+
+  @property
+  def _pairs(self) -> bool:
+    """Whether degraded pictures come with the batch."""
+    return self.degrade is None and self.config.stage != "autoencoder"
 
   @functools.cached_property
   def _flops(self):

@@ -36,7 +36,9 @@ class NetConfig:
 
   Attributes:
     name: one of `models.restoration`.
-    scale: how much larger the output is than the input; 1 for deraining.
+    scale: how much larger the output is than the input; 1 for deraining. Above 1 `degrade` must
+      make pictures as much smaller (kind "bicubic"); the task "cdasr" enlarges by more than one
+      domain.
     fields: of that network.
   """
 
@@ -111,15 +113,12 @@ class Task:
       raise typed.ConfigError(
           f"config.model.image_size={c.image_size}: {self.spec.name} at scale {self.spec.scale} "
           f"needs a multiple of {unit}")
-    if self.degradation is None:
-      return
-    side = jax.eval_shape(
-        lambda: self.degrade(jax.random.split(jax.random.key(0), 1),
-                             jnp.zeros((1, c.image_size, c.image_size, 3)))[0]).shape[1]
-    if side * self.spec.scale != c.image_size:
+    smaller = 1 if self.degradation is None else self.degradation.scale
+    if smaller != self.spec.scale:
+      made = f"{c.degrade} makes" if c.degrade else "pairs have"
       raise typed.ConfigError(
-          f"config.model.net.scale={self.spec.scale}: {c.degrade} makes {side} pixels of the "
-          f"{c.image_size} of config.model.image_size; expected {c.image_size // self.spec.scale}")
+          f"config.model.net.scale={self.spec.scale}: {made} pictures {smaller} times smaller; "
+          f"expected net.scale={smaller}, or degrade=dict(kind='bicubic', scale=...)")
 
   @property
   def members(self) -> int:
@@ -140,10 +139,8 @@ class Task:
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     side = self.config.image_size
-    shapes = {"image": side}
-    if self.degradation is None:
-      shapes["degraded"] = side // self.spec.scale
-    return {k: jax.ShapeDtypeStruct((batch_size, n, n, 3), np.uint8) for k, n in shapes.items()}
+    names = ("image", "degraded") if self.degradation is None else ("image",)
+    return {k: jax.ShapeDtypeStruct((batch_size, side, side, 3), np.uint8) for k in names}
 
   def init(self, rng, batch):
     del batch
@@ -190,10 +187,7 @@ class Task:
     """
     image, pair = jnp.asarray(batch["image"]), None
     if self.degradation is None:
-      if "degraded" not in batch:
-        raise ValueError("the batch has no `degraded` pictures; set input.pairs=True, or "
-                         "config.model.degrade to make them")
-      pair = jnp.asarray(batch["degraded"])
+      pair = jnp.asarray(degraded_of(batch))
     k_rows, k_turn, k_degrade = (jax.random.fold_in(key, i) for i in range(3))
     if train and self.config.share < 1:
       count = max(1, round(self.config.share * len(image)))
@@ -259,6 +253,14 @@ class Task:
     found = [fn(self.member(params, i), jax.tree.map(lambda v, i=i: v[i], values))
              for i in range(self.members)]
     return jax.tree.map(lambda *xs: jnp.stack(xs), *found)
+
+
+def degraded_of(batch):
+  """The degraded pictures that came with a batch; raises ValueError if there are none."""
+  if "degraded" not in batch:
+    raise ValueError("the batch has no `degraded` pictures; set input.pairs=True, or "
+                     "config.model.degrade to make them")
+  return batch["degraded"]
 
 
 def to_float(image) -> Float[Array, "b y x 3"]:

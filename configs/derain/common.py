@@ -9,8 +9,10 @@ import ml_collections
 
 from big_vision_ext.core import config as config_lib
 
-# Directions that no range but "large" has.
+# Steep directions, and the ranges that have none of them.
 HELD_OUT = ((45.0, 70.0), (-70.0, -45.0))
+_WITHOUT = {"small", "medium", "paper_small", "paper_medium", "dev_small", "dev_medium", "mioir",
+            "agenticir"}
 
 
 def derain(a) -> ml_collections.ConfigDict:
@@ -57,11 +59,14 @@ def derain(a) -> ml_collections.ConfigDict:
 
 
 def rains(a, rain: dict) -> dict:
-  """What is measured on: the rain of training, another renderer's, and directions left out."""
+  """What is measured on: the range of `a`, another renderer's rain, and directions left out.
+
+  It is rain whatever `model.degrade` is set to on a command line.
+  """
   if a.pairs:
     return dict(seen=dict(kind="pairs"), unseen=dict(kind="segments"))
   out = dict(seen=rain, unseen=dict(kind="segments"))
-  if a.range in ("small", "medium"):
+  if _WITHOUT.issuperset(a.range.split("+")):
     out["directions"] = dict(
         kind="rain", geometry=a.geometry,
         range=dict(amount=(0.0078125, 0.01171875), width=(5,), length=(30, 31), angle=HELD_OUT))

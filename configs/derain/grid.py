@@ -1,11 +1,12 @@
-r"""The grid of the deraining study: networks x categories x ranges x numbers of backgrounds.
+r"""The grid of the deraining study: networks x skips x categories x ranges x n backgrounds.
 
   python -m big_vision_ext.grid --config configs/derain/grid.py --out runs/derain_grid
 
 Each cell is a run of `train.py` with five seeds. The data sets `DATA/CATEGORY` are built if they
 are not there. `:tiny` is the small study on a CPU, see `launch/derain_study.sh`. The axes are those
-of arXiv 2502.12600 as recalled; drawn categories stand for its data sets, and n goes as far as
-those are worth drawing (ours).
+of arXiv 2502.12600 as recalled, but for the skip (ours): with the picture added to what the network
+gives, doing nothing is the zero function, and so is what a shortcut has to learn. Drawn categories
+stand for the paper's data sets, and n goes as far as those are worth drawing (ours).
 """
 
 import ml_collections
@@ -14,10 +15,11 @@ from big_vision_ext.core import config as config_lib
 
 
 def get_config(arg=None):
-  """`arg`: data=DIR, seeds=0-4, steps=N, nets, categories, ranges, n (each as a+b+c), tiny."""
+  """`arg`: data=DIR, seeds=0-4, steps=N, nets, skips, categories, ranges, n (each as
+  a+b+c), size, width, depth, batch, val, tiny."""
   defaults = dict(
       data="data/backgrounds", seeds="0-4", steps=120_000, nets="msrresnet+swinir_light+unet",
-      categories="faces+natural+comics+urban", ranges="small+medium+large",
+      skips="True+False", categories="faces+natural+comics+urban", ranges="small+medium+large",
       n="8+16+32+64+128+256+512+1024", size=128, width=0, depth=0, batch=16, val=0, tiny=False)
   if "tiny" in (arg or "").split(","):
     defaults.update(
@@ -27,7 +29,12 @@ def get_config(arg=None):
   g = ml_collections.ConfigDict()
   g.config = "configs/derain/train.py"
   g.data = a.data
-  g.axes = (("net", tuple(a.nets.split("+"))), ("backgrounds", tuple(a.categories.split("+"))),
+  skips = tuple(map(config_lib.parse_value, a.skips.split("+")))
+  if not {*skips} <= {True, False}:
+    raise config_lib.ConfigError(
+        f"config argument skips={a.skips}: expected True, False or True+False")
+  g.axes = (("net", tuple(a.nets.split("+"))), ("skip", skips),
+            ("backgrounds", tuple(a.categories.split("+"))),
             ("range", tuple(a.ranges.split("+"))), ("n", tuple(map(int, a.n.split("+")))))
   g.fixed = dict(seeds=a.seeds, steps=a.steps, size=a.size, batch=a.batch, width=a.width,
                  depth=a.depth, val=a.val)

@@ -11,7 +11,11 @@ command on every host); C stands for all clean pictures, P for those of the stud
   python -m big_vision_ext.train --workdir runs/adapted \
     --config configs/derain/prior.py:stage=adapt,data=P,n=512,range=medium,init=runs/prior:ema
   python -m big_vision_ext.train --workdir runs/fused \
-    --config configs/derain/prior.py:stage=fuse,data=P,n=512,range=medium,init=runs/adapted
+    --config configs/derain/prior.py:stage=fuse,data=P,n=512,range=medium,init=runs/adapted:ema
+
+With `pairs` P has pairs (`--from pairs`) and nothing is synthesised in training; the first stage
+sees their clean pictures alone. What the prior is, is said in every stage: `plain` and `critic` in
+all, `layers` in the last two.
 
 The prior is not paired data: it is trained on all clean pictures there are. The output `restore` is
 what it restores, `reconstruct` what it loses of clean pictures, the floor; after "fuse" there are
@@ -47,13 +51,13 @@ _FREEZE = {"adapt": ("(codebook|decoder/.*|to_image/.*|teacher/.*)",), "fuse": (
 
 
 def get_config(arg=None):
-  """`arg`: stage, data=DIR, n=N (the first N pictures; 0: all), val=N, range, geometry,
+  """`arg`: stage, data=DIR, pairs, n=N (the first N pictures; 0: all), val=N, range, geometry,
   init=WORKDIR, w, size, batch, steps, seed, layers=N (code transformer), plain, critic, tiny (the
   small study), runlocal."""
   a = config_lib.parse_arg(
       arg, stage="autoencoder", data="data/backgrounds/natural", n=0, val=0, range="medium",
       geometry="fixed", init="", w=0.0, size=128, batch=0, steps=0, seed=0, layers=0, plain=False,
-      critic=False, tiny=False, runlocal=False)
+      pairs=False, critic=False, tiny=False, runlocal=False)
   if a.stage not in _RECIPES:
     raise config_lib.ConfigError(
         f"config argument stage={a.stage!r}: expected one of {', '.join(_RECIPES)}")
@@ -71,11 +75,15 @@ def get_config(arg=None):
 
   c.input = dict(data=a.data, first=a.n, image_size=a.size, captions=False, crop="plain", flip=True,
                  cache_mb=256, threads=2)
+  if a.pairs and a.stage != "autoencoder":
+    c.input.pairs = True
   rain = dict(kind="rain", range=tuple(a.range.split("+")), geometry=a.geometry)
   # Attention at 16 x 16 places.
   large = dict(mults=(1, 2, 2, 4, 4, 8), attention=(5,)) if a.size >= 512 else {}
   c.model = dict(stage=a.stage, image=dict(image_size=a.size, quantize=not a.plain, **large))
-  if a.stage != "autoencoder":
+  if a.stage == "autoencoder":
+    a.pairs = False
+  elif not a.pairs:
     c.model.degrade = rain
   if not pretrained and not a.plain:
     c.model.revive = dict(steps=100)
@@ -96,16 +104,15 @@ def get_config(arg=None):
   if a.init:
     missing = {"adapt": ["teacher/.*"], "fuse": ["fuse_.*"]}[a.stage]
     missing += ["code_transformer/.*"] * bool(a.stage == "adapt" and a.layers)
-    # What only the codes' training needs, or the critic's.
-    extra = ["usage", "spare"] * (not a.plain) + ["updates", "critic/.*"] * a.critic
+    # What only the first stage needs: of its codes' training, a critic, a perceptual term.
+    extra = ("(usage|spare|updates|critic/.*|eye/.*)",) if a.critic or not a.plain else ()
     c.init = dict(path=a.init, allow_missing=tuple(missing),
-                  allow_extra=tuple(extra) if a.stage == "adapt" else ())
+                  allow_extra=extra if a.stage == "adapt" else ())
   c.mesh = dict(data=-1, fsdp=1, tensor=1)
 
   c.log_steps = 50
   c.ckpt_steps = 5_000
   # Of the first stage the floor alone: it has not seen any rain.
-  a.pairs = False
   rains = {} if a.stage == "autoencoder" else common.rains(a, rain)
   c.evals = dict(rain=dict(
       type="content_prior", input=dict(split="val", first=a.val, eval_plain=True), rains=rains,
@@ -139,6 +146,6 @@ def _tiny(c, a):
   if a.stage == "fuse":
     c.model.image.fuse_levels = (0, 1)
   c.lr = 2e-3
-  c.schedule = dict(type="cosine", warmup_steps=10, end=0.05)
+  c.schedule = dict(type="cosine", warmup_steps=min(10, c.total_steps // 2), end=0.05)
   c.ema = 0.98
   c.evals.rain.eval_percent = None

@@ -9,18 +9,20 @@ r"""Deraining: a population of seeds on n clean crops, under synthetic rain of a
 Smoke run on any data set (CPU, a minute): `:runlocal,data=data/sample`. A study of a few minutes on
 a CPU: `bash launch/derain_study.sh`; grids: `grid.py`.
 
-On a pod (the same command on every host): as above with `--distributed`; `--config.mesh.tensor=5`
-puts the five members on devices of their own.
+On a pod (the same command on every host): as above with `--distributed`; `seeds=0-3` and
+`--config.mesh.tensor=4` put the four members on devices of their own. `mesh.tensor` must divide
+the devices, as 5 does not those of a pod, and members that it does not divide stay together.
 
 `net`: msrresnet, swinir_light, swinir, unet, restormer, edsr, smaller ones by `width` and `depth`;
 `skip=True|False`: with the picture added to what the network gives, or not (default: the network's
 own way); `range`: small, medium, large (the paper's, as recalled), dev_* or several, as
-small+large; `geometry`: fixed or legacy; `probability`: of rain, 0.9 in a co-author's code;
+small+large; `size`: that of the stored crops, for of larger ones parts are drawn, which are no n
+fixed crops; `geometry`: fixed or legacy; `probability`: of rain, 0.9 in a co-author's code;
 `pairs`: the data set has pairs (`--from pairs`) and nothing is synthesised in training.
 
 Expected: no result is claimed at this size; configs/derain/README.md has what a small study found.
-Source: arXiv 2502.12600 and 2305.15134 for the question, the network and the ranges; `common.py`
-for the recipe.
+Source: arXiv 2502.12600 and 2305.15134 for the question; the network's form is a co-author's
+code's; the ranges are recalled; `common.py` for the recipe.
 """
 
 from big_vision_ext.core import config as config_lib

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ from input_pipeline.build.durable import BuildError
 from input_pipeline.build.skips import SkipRecord
 from input_pipeline.records import Sample
 
-# Raise this whenever the pictures change, so that no directory mixes two kinds.
-VERSION = 1
+# Raise one whenever its pictures change, so that no directory mixes two kinds.
+VERSIONS = {"drawn": 1, "cut": 2}
 CATEGORIES = tuple(painters.PAINTERS)
 COUNT, VAL_COUNT, SIDE = 1024, 32, 128
 _VAL_SHARE = 0.2
@@ -86,7 +87,8 @@ def build(
   if not 0.1 <= detail <= 10:
     raise BuildError(f"detail is {detail} for backgrounds; expected 0.1 to 10")
   settings: dict[str, Any] = {
-    "backgrounds": VERSION, "category": category, "seed": seed, "side": side}
+    "backgrounds": VERSIONS["drawn" if image_dir is None else "cut"], "category": category,
+    "seed": seed, "side": side}
   counts = dict(zip(_SPLITS, (count, val_count)))
   if image_dir is not None:
     settings |= {"image_dir": os.path.abspath(image_dir), "long_side": long_side}
@@ -153,18 +155,33 @@ def _places(names, sizes, count, seed, side, split) -> list[Crop]:
     raise BuildError(f"{split}: the {len(names)} pictures have {there} places for crops of {side} "
                      f"pixels, expected {count} or more")
   out, turn = [], 0
-  places: dict[int, np.ndarray] = {}
+  places: dict[int, Iterator[int]] = {}
   while len(out) < count:
     for i in order:
       if turn >= room[i] or len(out) == count:
         continue
       if i not in places:
         rng = np.random.default_rng([seed, _SPLITS.index(split), 1, int(i)])
-        places[i] = rng.permutation(room[i])
-      y, x = divmod(int(places[i][turn]), sizes[names[i]][0] - side + 1)
+        places[i] = _shuffled(rng, room[i])
+      y, x = divmod(next(places[i]), sizes[names[i]][0] - side + 1)
       out.append(Crop(names[i], x, y))
     turn += 1
   return out
+
+
+def _shuffled(rng: np.random.Generator, count: int) -> Iterator[int]:
+  """0, ..., count - 1 in random order, one by one: a shuffle that keeps only what it has moved.
+
+  A large picture has millions of places, of which a few are taken.
+  """
+  moved: dict[int, int] = {}
+  for i in range(count):
+    first, j = moved.pop(i, i), int(rng.integers(i, count))
+    if i == j:
+      yield first
+    else:
+      yield moved.get(j, j)
+      moved[j] = first
 
 
 def _reduced(width: int, height: int, long_side: int) -> tuple[int, int]:

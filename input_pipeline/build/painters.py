@@ -1,8 +1,8 @@
 """What do pictures of graded complexity look like that need no data set?
 
-Four categories after those of the deraining study (faces, natural, comics, urban; arXiv 2502.12600
-names data sets of them, which are not here): what is drawn is ours. `detail` says how much there is
-in a picture, 1 as a rule: more shapes, rougher textures, finer grids.
+Four categories after those of the deraining study (faces, natural, comics, urban; as recalled,
+arXiv 2502.12600 has data sets of them, which are not here): what is drawn is ours. `detail` says
+how much there is in a picture, 1 as a rule: more shapes, rougher textures, finer grids.
 
 A painter takes a random generator, the side in pixels and the detail, and gives uint8 (side, side,
 3).

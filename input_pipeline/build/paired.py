@@ -2,8 +2,9 @@
 
 A pair has the same name in both folders, apart from the ending; where no name is in both, the last
 number in it decides (`norain-7.png` with `rain-7.png`, as in Rain100L). `--from pairs` makes
-records with both; `--from streaks` keeps the rain alone, R = clip(O - B, 0, 1) as a co-author's
-code transplants Rain100L onto other backgrounds, as `layers.npz` for `degrade: {kind: "layers"}`.
+records with both; `--from streaks` keeps the rain alone as `layers.npz` for `degrade: {kind:
+"layers"}`: R = clip(O - B, 0, 1), which is ours; that the rain of Rain100L is put on other
+backgrounds is a co-author's code's.
 """
 
 import dataclasses

@@ -22,9 +22,13 @@ RAIN = {"seen": {"kind": "rain", "range": dict(
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-  """A prior that draws everything ten levels too bright, and restores nothing or a little."""
+  """A prior that draws everything ten levels too bright, and restores nothing or a little.
+
+  With `keeps` it draws those as they are whose first value is even.
+  """
 
   weighted: bool = True
+  keeps: bool = False
   config: object = None
 
   @property
@@ -32,6 +36,9 @@ class Known:
     move = lambda levels: lambda params, batch: (
       restore.to_float(batch["image"]) + params["on"] * levels / 255.0)
     out = {"restore": move(0), "reconstruct": move(10)}
+    if self.keeps:
+      out["reconstruct"] = lambda params, batch: jax.numpy.where(
+        batch["image"][:, :1, :1, :1] % 2, move(10)(params, batch), move(0)(params, batch))
     return out | ({"restore_w0": move(0), "restore_w100": move(-3)} if self.weighted else {})
 
 
@@ -79,6 +86,16 @@ def test_without_weights_there_is_one_restoration_and_without_rain_the_floor_alo
   floor = run(data, Known(), {}, batch_size=2)
   assert set(floor) == {"images", "floor/psnr", "floor/ssim", "floor/rms"}
   np.testing.assert_allclose(floor["floor/rms"], 10, rtol=1e-6)
+
+
+def test_pictures_that_the_prior_keeps_are_counted_and_not_averaged(data):
+  source = records.open_dataset(data, "val")
+  first = [np.asarray(Image.open(io.BytesIO(s.image)))[0, 0, 0] for s in source]
+  kept = sum(x % 2 == 0 for x in first)
+  assert 0 < kept < COUNT
+  found = run(data, Known(keeps=True), {})
+  assert found["floor/psnr_equal"] == kept
+  np.testing.assert_allclose(found["floor/psnr"], 20 * np.log10(255 / 10), rtol=1e-6)
 
 
 def test_a_task_without_a_prior_is_refused(data):

@@ -74,12 +74,23 @@ def data(tmp_path_factory):
   return str(out)
 
 
-def measures(data, devices=1, batch_size=4, rains=RAINS, **changes):
+@dataclasses.dataclass(frozen=True)
+class Enlarges:
+  """Two times larger, every pixel four times."""
+
+  config: object = None
+
+  @property
+  def outputs(self):
+    return {"restore": lambda _, batch: batch["image"].repeat(2, 1).repeat(2, 2)}
+
+
+def measures(data, devices=1, batch_size=4, rains=RAINS, task=None, **changes):
   """A function of the members' shares."""
   mesh = sharding.make_mesh(config_lib.Mesh(), jax.devices()[:devices])
   evaluator = evaluators.make(
     "rain", {"type": "restoration", "rains": rains, "batch_size": batch_size},
-    task=Mean(tuple(map(tuple, pictures().tolist()))), mesh=mesh,
+    task=task or Mean(tuple(map(tuple, pictures().tolist()))), mesh=mesh,
     batch_sharding=sharding.batch_sharding(mesh),
     input_config=loader.InputConfig(data=data, split="val", image_size=SIDE, text_len=4, threads=1,
                                     captions=False, eval_plain=True, **changes))
@@ -172,6 +183,15 @@ def test_pairs_of_a_data_set_are_degraded_as_they_came(data):
   assert found["own/seed_5/E_B"] == 0 and found["own/seed_9/rho"] == 1
   with pytest.raises(ValueError, match="input.pairs=True with a data set"):
     measures(data, rains={"own": {"kind": "pairs"}})
+
+
+def test_pictures_made_smaller_are_measured_for_networks_of_their_scale(data):
+  bicubic = lambda scale: {"x": {"kind": "bicubic", "scale": scale}}
+  found = measures(data, rains=bicubic(2), task=Enlarges())()
+  # What of pictures of one brightness a texture of two levels leaves.
+  assert 40 < found["x/psnr"] < 60 and "x/psnr_input" not in found
+  with pytest.raises(ValueError, match="makes 6 pixels of 24, of which this task makes 12; expec"):
+    measures(data, rains=bicubic(4), task=Enlarges())()
 
 
 @pytest.mark.parametrize("rains, message", [

@@ -198,6 +198,9 @@ def test_a_mixture_takes_its_parts_as_often_as_said():
   (dict(kind="jpeg", quality=(90, 30)), "quality"),
   (dict(kind="haze", airlight=(0.5, 2)), "airlight"),
   (dict(kind="mixture", of=[]), "at least one degradation"),
+  (dict(kind="bicubic", scale=1), "scale=1: expected at least 2"),
+  (dict(kind="mixture", of=[dict(kind="jpeg"), dict(kind="bicubic", scale=2)]),
+   "all leave pictures of one size, not by 1, 2 times"),
   (dict(kind="mixture", of=[dict(kind="jpg")]), r"config.x.of\[0\].kind='jpg'"),
   (dict(kind="mixture", of=[dict(kind="jpeg")], share=(0.5, 0.5)), "share"),
 ])

@@ -51,6 +51,13 @@ TABLE = [
 ]
 
 
+def test_lengths_of_a_half_open_interval_leave_its_end_out():
+  """AgenticIR's are those of [20, 40); both ends of ours are drawn."""
+  many = masks.sample_keys(jax.random.key(0), 512)
+  lengths = np.asarray(jax.jit(lambda k: rain.draw(k, [rain.RANGES["agenticir"]]).length)(many))
+  assert (lengths.min(), lengths.max()) == (20, 39)
+
+
 @pytest.mark.parametrize("name, geometry, over_50, over_15, mean, bright", TABLE)
 def test_ranges_have_the_statistics_that_were_measured(
     name, geometry, over_50, over_15, mean, bright):

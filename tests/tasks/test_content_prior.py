@@ -1,15 +1,12 @@
 """The content prior as a task: what each stage trains, what it leaves alone, what it gives."""
 
-import json
 import pathlib
-import re
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from big_vision_ext import tasks
 from big_vision_ext.core import config as config_lib
@@ -47,6 +44,11 @@ def drawn(task, seed=1):
   rng = np.random.default_rng(seed)
   return jax.tree.map(lambda x: (rng.standard_normal(x.shape) / max(
     np.prod(x.shape[:-1]), 4) ** 0.5).astype(np.float32), flax.core.unfreeze(shapes))
+
+
+def degraded(task, rng, clean):
+  """What a step with the key `rng` sees."""
+  return jax.jit(task.degrade)(masks.sample_keys(jax.random.split(rng)[0], len(clean)), clean)[0]
 
 
 def latent_of(task, params, image):
@@ -98,7 +100,7 @@ def test_the_loss_of_adaptation_is_that_of_its_definition(adapted):
   task, before, _, reports = adapted
   clean = batch()["image"] / np.float32(255)
   key = jax.random.fold_in(jax.random.key(0), 0)
-  seen, _ = jax.jit(task.degrade)(masks.sample_keys(key, 4), clean)
+  seen = degraded(task, key, clean)
   assert np.abs(np.asarray(seen) - clean).max() > 0.05
   z = latent_of(task, before, seen)
   wanted = latent_of(task, before | before["teacher"], clean)
@@ -242,7 +244,7 @@ def test_the_skip_learns_from_pairs_with_the_share_that_each_sample_draws():
   key = jax.random.key(2)
   loss, metrics = jax.jit(lambda p, b: fuse.loss(p, b, key, True))(params, batch())
   clean = batch()["image"] / np.float32(255)
-  seen, _ = jax.jit(fuse.degrade)(masks.sample_keys(key, 4), clean)
+  seen = degraded(fuse, key, clean)
   image = jax.jit(lambda p, x: fuse.restore_at(p, {"image": x}, np.full(4, 0.25, np.float32)))(
     params, seen)
   np.testing.assert_allclose(loss, np.abs(np.asarray(image, np.float64) - clean).mean(), rtol=1e-4)
@@ -256,7 +258,7 @@ def test_without_codes_latents_agree_with_the_clean_ones_themselves():
   key = jax.random.key(4)
   loss, metrics = jax.jit(lambda p, b: task.loss(p, b, key, True))(params, batch())
   clean = batch()["image"] / np.float32(255)
-  seen, _ = jax.jit(task.degrade)(masks.sample_keys(key, 4), clean)
+  seen = degraded(task, key, clean)
   want = latent_of(task, params, seen) - latent_of(task, params | params["teacher"], clean)
   np.testing.assert_allclose(loss, (want**2).mean(), rtol=1e-4)
   assert set(metrics) == {"loss_feature"}
@@ -272,7 +274,7 @@ def test_a_frozen_encoder_compares_what_is_drawn_with_what_is_clean_from_scratch
   (loss, metrics), grads = jax.jit(lambda p, b: jax.value_and_grad(
     lambda e: task.loss(p | {"eye": e}, b, key, True), has_aux=True)(p["eye"]))(params, batch())
   clean = batch()["image"] / np.float32(255)
-  seen, _ = jax.jit(task.degrade)(masks.sample_keys(key, 4), clean)
+  seen = degraded(task, key, clean)
   image = jax.jit(task.restore)(params, {"image": seen})
   tokens = jax.jit(lambda p, x: task.eye(p, x, blocks=True)[1])
   far = np.asarray(tokens(params["eye"], image), np.float64) - tokens(params["eye"], clean)
@@ -295,7 +297,7 @@ def test_arithmetic_counts_what_is_trained_three_times():
 @pytest.mark.parametrize("stage, fields, message", [
   ("autoencoder", dict(image=IMAGE | dict(image_size=15)), "image_size=15: is no multiple of 2"),
   ("autoencoder", dict(degrade=RAIN), "sees clean images only"),
-  ("scratch", dict(degrade=None), "need what degrades them"),
+  ("adapt", dict(degrade=dict(kind="bicubic", scale=2)), "expected one that keeps its size"),
   ("adapt", dict(image=IMAGE | dict(fuse_levels=(1,))), "the stage 'fuse' trains a skip"),
   ("fuse", dict(image=IMAGE), r"needs its levels, e\.g\. \(1, 2\)"),
   ("autoencoder", dict(image=IMAGE | dict(code_layers=1)), "takes the nearest codes"),
@@ -314,48 +316,38 @@ def test_settings_that_do_not_fit_are_named(stage, fields, message):
     tasks.make("content_prior", good(stage) | fields)
 
 
-def configured(arg):
-  """A config's settings, and the names of its task's parameters."""
-  config = config_lib.resolve(config_lib.load(f"{ROOT}/configs/derain/prior.py:tiny,{arg}"))
-  task = tasks.make(config.task, config.model)
-  shapes = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0), task.batch_spec(1)))
-  return config, shapes
+def test_pairs_that_come_with_the_batch_are_what_is_trained_on():
+  """The loss is that of the degradation which made them."""
+  made, paired = (make("adapt", degrade=d) for d in (dict(kind="noise"), None))
+  assert set(made.batch_spec(2)) == {"image"}
+  assert set(paired.batch_spec(2)) == {"image", "degraded"}
+  params, key = drawn(paired), jax.random.key(8)
+  pairs = batch() | {"degraded": degraded(made, key, batch()["image"] / np.float32(255))}
+  loss = lambda task, b: jax.jit(lambda p: task.loss(p, b, key, True)[0])(params)
+  np.testing.assert_allclose(loss(paired, pairs), loss(made, batch()), rtol=1e-5)
+  with pytest.raises(ValueError, match="no `degraded` pictures; set input.pairs=True"):
+    paired.loss(params, batch(), key, True)
+  for stage, names in (("autoencoder", 1), ("scratch", 2), ("fuse", 2)):
+    assert len(make(stage, degrade=None).batch_spec(2)) == names
 
 
-@pytest.mark.parametrize("flags", ["", ",plain", ",critic"])
-def test_each_stage_begins_with_all_that_the_one_before_has(flags):
-  matches = lambda patterns, name: any(re.fullmatch(p, name) for p in patterns)
-  before, trained_parts = None, []
-  for stage in ("autoencoder", "adapt", "fuse"):
-    config, shapes = configured(
-      f"stage={stage}{flags}" + (",init=before" if before is not None else "")
-      + (",layers=1" if stage != "autoencoder" and flags != ",plain" else ""))
-    names = set(trees.names(shapes))
-    # Raises for a pattern that matches nothing.
-    trained, _ = optimizers.split(shapes, config.optim.freeze)
-    trained_parts.append({n.split("/")[0] for n in trees.names(trained)})
-    if before is not None:
-      ours = {n for n in names if not matches(config.init.allow_missing, n)}
-      theirs = {n for n in before if not matches(config.init.allow_extra, n)}
-      assert ours == theirs
-      assert all(any(re.fullmatch(p, n) for n in before) for p in config.init.allow_extra)
-    before = names
-  codes = set() if flags == ",plain" else {"codebook"}
-  critic = {"critic"} if flags == ",critic" else set()
-  predicted = {"code_transformer"} if codes else set()
-  assert trained_parts[0] == {"encoder", "decoder", "to_image"} | codes | critic
-  assert trained_parts[1] == {"encoder"} | predicted
-  assert trained_parts[2] == {"fuse_level_0", "fuse_level_1"}
+def test_no_key_of_the_degradation_is_used_again(monkeypatch):
+  """Rows' keys of the degradation and of the skip's w have none in common."""
+  class Enough(Exception):
+    pass
 
+  def note(key, count, true=masks.sample_keys):
+    seen.append(true(key, count))
+    if len(seen) == 2:
+      raise Enough
+    return seen[-1]
 
-@pytest.mark.parametrize("arg, message", [
-  ("stage=adopt", "stage='adopt': expected one of autoencoder"),
-  ("stage=adapt", "init='': expected the run that stage=adapt begins with"),
-  ("init=runs/x", "stage=autoencoder begins with nothing"),
-])
-def test_an_argument_that_says_no_stage_is_refused(arg, message):
-  with pytest.raises(config_lib.ConfigError, match=message):
-    config_lib.load(f"{ROOT}/configs/derain/prior.py:{arg}")
+  seen = []
+  monkeypatch.setattr(masks, "sample_keys", note)
+  with pytest.raises(Enough):
+    make("fuse", degrade=dict(kind="noise")).loss({}, batch(), jax.random.key(2), True)
+  of_rain, of_w = (set(map(tuple, jax.random.key_data(k).tolist())) for k in seen)
+  assert len(of_rain) == len(of_w) == 4 and not of_rain & of_w
 
 
 @pytest.mark.slow
@@ -371,31 +363,3 @@ def test_the_loss_and_what_codes_are_used_are_the_same_on_eight_devices():
   np.testing.assert_allclose(got, want, rtol=1e-5)
   np.testing.assert_allclose(other["params/usage"], found["params/usage"], atol=1e-7)
   np.testing.assert_allclose(other["params/spare"], found["params/spare"], atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
-def test_three_stages_follow_each_other_from_their_config(tmp_path, small_sample_data):
-  from big_vision_ext import encode, train
-
-  def run(name, arg):
-    argv = ["--config", f"configs/derain/prior.py:runlocal,data={small_sample_data},{arg}",
-            "--workdir", str(tmp_path / name)]
-    assert train.main(argv) == 0
-    lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-    return {k: v for line in lines for k, v in json.loads(line).items()}
-
-  last = run("prior", "stage=autoencoder")
-  assert 1 <= last["perplexity"] <= 32 and np.isfinite(last["loss"])
-  last = run("adapted", f"stage=adapt,layers=1,init={tmp_path}/prior:ema")
-  assert 0 <= last["code_accuracy"] <= 1
-  last = run("fused", f"stage=fuse,layers=1,init={tmp_path}/adapted")
-  assert np.isfinite(last["loss_pixel"])
-
-  # What was trained restores pictures of any size, by tiles.
-  Image.fromarray(np.random.default_rng(0).integers(0, 255, (41, 70, 3), dtype=np.uint8)).save(
-    tmp_path / "rainy.png")
-  assert encode.main(["--task", "restore", "--weights", f"{tmp_path}/fused:ema", "--tile", "32",
-                      "--overlap", "8", "--image", str(tmp_path / "rainy.png"),
-                      "--out", str(tmp_path / "out")]) == 0
-  assert Image.open(tmp_path / "out/rainy.png").size == (70, 41)

@@ -9,6 +9,7 @@ import pytest
 from big_vision_ext import tasks
 from big_vision_ext.core import config as config_lib
 from big_vision_ext.core import counted, optimizers, sharding, step, trees, typed
+from big_vision_ext.objectives import bicubic
 from input_pipeline.build import painters
 
 NET = {"name": "msrresnet", "fields": {"width": 8, "depth": 1}}
@@ -183,14 +184,26 @@ def test_what_would_mix_the_members_is_refused():
   (dict(seeds=(1, 1)), r"seeds=\[1, 1\]: expected different"),
   (dict(share=0.0), "share=0.0: expected above 0"),
   (dict(net={"name": "unet", "fields": {"width": 4}}, image_size=12), "needs a multiple of 8"),
-  (dict(net={"name": "msrresnet", "scale": 2, "fields": NET["fields"]}),
-   "net.scale=2: .* makes 16 pixels of the 16 .*; expected 8"),
+  (dict(net=NET | {"scale": 2}), "net.scale=2: .* makes pictures 1 times smaller"),
+  (dict(net=NET | {"scale": 2}, degrade=None), "net.scale=2: pairs have pictures 1 times smaller"),
+  (dict(degrade={"kind": "bicubic", "scale": 2}), "net.scale=1: .* expected net.scale=2"),
   (dict(degrade={"kind": "rains"}), "rains"),
   (dict(net={"name": "msresnet"}), "is 'msrresnet' meant"),
   (dict(los="l1"), "did you mean 'loss'")])
 def test_settings_that_do_not_fit_are_named(changes, message):
   with pytest.raises(ValueError, match=message):
     make(**changes)
+
+
+def test_networks_that_enlarge_learn_from_pictures_that_were_made_smaller():
+  task = make(net=NET | {"scale": 2}, degrade={"kind": "bicubic", "scale": 2})
+  batch, params, key = {"image": images(2)}, init(task), jax.random.key(0)
+  clean, small = jax.jit(lambda: task.views(batch, key, True))()
+  assert clean.shape == (2, 16, 16, 3) and small.shape == (2, 8, 8, 3)
+  np.testing.assert_allclose(small, bicubic.quantize(bicubic.downsample(clean, 2)), atol=1e-6)
+  loss = jax.eval_shape(lambda p: task.loss(p, batch, key, True)[0], params)
+  assert loss.shape == ()
+  assert jax.eval_shape(task.restore, params, batch).shape == (2, 32, 32, 3)
 
 
 def test_batches_without_pairs_are_named():
@@ -212,12 +225,14 @@ def test_arithmetic_is_counted_as_by_hand():
 
 
 @pytest.mark.slow
-def test_a_small_network_learns_to_take_rain_off_eight_crops():
-  """Rain that is drawn anew at each step, on the crops of training."""
-  task = make(image_size=24, augment=False, degrade=RAIN)
+def test_a_small_network_takes_rain_off_eight_crops_to_30_db():
+  """In 500 steps, of rain that is drawn anew at each step; crops are dark, for what rain brings to
+  white is lost."""
+  net = {"name": "msrresnet", "fields": {"width": 16, "depth": 1}}
+  task = make(net=net, image_size=24, augment=False, degrade=RAIN)
   crops = [painters.faces(np.random.default_rng(i), 24, 1.0) // 2 for i in range(8)]
   batch, params = {"image": np.stack(crops)}, init(task)
-  tx = optax.adam(1e-2, b2=0.99)
+  tx = optax.adam(optax.cosine_decay_schedule(1e-2, 500), b2=0.99)
   state = tx.init(params)
 
   @jax.jit
@@ -228,8 +243,8 @@ def test_a_small_network_learns_to_take_rain_off_eight_crops():
     return optax.apply_updates(params, updates), state, metrics["psnr"]
 
   found = []
-  for i in range(240):
+  for i in range(500):
     params, state, psnr = one(params, state, jax.random.key(i))
     found.append(float(psnr))
-  # From 17 dB, where next to nothing is done, by 12 dB; half of that is asked for.
-  assert found[0] < 18 and np.mean(found[-20:]) > found[0] + 6
+  # From less than 18 dB, where next to nothing is done, to 32.
+  assert found[0] < 18 and np.mean(found[-20:]) > 30

@@ -60,7 +60,7 @@ class _Residual(Restorer):
 
 
 class MSRResNet(_Residual):
-  """The ResNet of the deraining study and of MiOIR; see the module.
+  """The ResNet of the deraining study's development code and of MiOIR; see the module.
 
   With `global_skip`, a larger picture is the bilinear one plus what the network adds, as in
   BasicSR. Initial values are He's times 0.1, also outside the blocks (BasicSR).

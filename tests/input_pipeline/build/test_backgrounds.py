@@ -84,6 +84,21 @@ def test_own_pictures_are_cut_at_their_resolution_at_places_that_do_not_repeat(p
   assert [s.id for s in fewer["train"]] == [s.id for s in found["train"][:7]]
 
 
+def test_every_place_is_taken_once_and_those_of_large_pictures_are_not_listed():
+  sizes = {"a": (34, 33), "b": (32, 36), "c": (32, 32)}
+  room = {"a": 6, "b": 5, "c": 1}
+  every = backgrounds._places(list(sizes), sizes, 12, 0, 32, "train")
+  assert {n: len({(c.x, c.y) for c in every if c.file == n}) for n in sizes} == room
+  assert every[:7] == backgrounds._places(list(sizes), sizes, 7, 0, 32, "train")
+  # A list of these places would have 80 GB.
+  large = {n: (10**5, 10**5) for n in "ab"}
+  found = backgrounds._places(list(large), large, 400, 0, 32, "train")
+  assert len(set(found)) == 400
+  for axis in ("x", "y"):
+    values = [getattr(c, axis) for c in found]
+    assert max(values) > 9e4 and min(values) < 1e4 and abs(np.mean(values) - 5e4) < 5e3
+
+
 def test_a_folder_with_too_little_is_named_before_anything_is_written(photos, tmp_path):
   out = tmp_path / "out"
   for options, message in ((dict(side=46), "0 pictures of at least 46 x 46"),
