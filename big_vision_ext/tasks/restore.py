@@ -36,9 +36,9 @@ class NetConfig:
 
   Attributes:
     name: one of `models.restoration`.
-    scale: how much larger the output is than the input; 1 for deraining. Above 1 `degrade` must
-      make pictures as much smaller (kind "bicubic"); the task "cdasr" enlarges by more than one
-      domain.
+    scale: how much larger the output is than the input; 1 for deraining. To train above 1
+      `degrade` must make pictures as much smaller (kind "bicubic"); the task "cdasr" enlarges by
+      more than one domain.
     fields: of that network.
   """
 
@@ -113,9 +113,11 @@ class Task:
       raise typed.ConfigError(
           f"config.model.image_size={c.image_size}: {self.spec.name} at scale {self.spec.scale} "
           f"needs a multiple of {unit}")
-    smaller = 1 if self.degradation is None else self.degradation.scale
+    if self.degradation is not None:
+      self._check_scale(f"{c.degrade} makes", self.degradation.scale)
+
+  def _check_scale(self, made: str, smaller: int) -> None:
     if smaller != self.spec.scale:
-      made = f"{c.degrade} makes" if c.degrade else "pairs have"
       raise typed.ConfigError(
           f"config.model.net.scale={self.spec.scale}: {made} pictures {smaller} times smaller; "
           f"expected net.scale={smaller}, or degrade=dict(kind='bicubic', scale=...)")
@@ -156,6 +158,9 @@ class Task:
     Metrics: `member_loss`, their mean, `member_spread`, their standard deviation where there are
     several, and `psnr` of the outputs, dB, mean over pictures and members.
     """
+    if self.degradation is None:
+      # Only here: a network that enlarges may restore without being trained.
+      self._check_scale("pairs have", 1)
     keys = jax.vmap(lambda seed: jax.random.fold_in(rng, seed))(
       jnp.asarray(self.config.seeds, jnp.uint32))
     draw = lambda key: self.views(batch, key, train)
