@@ -15,7 +15,6 @@
 #     bash launch/cdasr_study.sh 0
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-setup_env
 cd "$ROOT"
 
 STEPS=${STEPS:-3000}
@@ -35,21 +34,9 @@ DATA=${DATA:-data/cdasr_study_${CROPS}_$VAL}
 OUT=${OUT:-runs/cdasr_study}
 [ $# -gt 0 ] || set -- 0 1 2
 
-# What is finished is not done again: of other sizes, it would be taken for what is asked for.
-settings=
-for name in STEPS META TOWER_STEPS CROPS VAL WIDTH DEPTH SIZE EVAL_SIZE SCALE SHOTS RATE HELD_OUT \
-    DATA; do
-  settings+="$name=${!name}"$'\n'
-done
-settings+="TOWER=${TOWER:-}"
-mkdir -p "$OUT"
-if [ -e "$OUT/settings" ] && [ "$(cat "$OUT/settings")" != "$settings" ]; then
-  echo "error: $OUT holds a study of other sizes (< there, > now):" >&2
-  diff "$OUT/settings" - <<<"$settings" | grep '^[<>]' >&2 || true
-  echo "Give another OUT, or the same sizes to go on." >&2
-  exit 2
-fi
-printf '%s\n' "$settings" >"$OUT/settings"
+one_size "$OUT" STEPS META TOWER_STEPS CROPS VAL WIDTH DEPTH SIZE EVAL_SIZE SCALE SHOTS RATE HELD_OUT \
+  DATA TOWER
+setup_env
 
 step() { printf '\n== %s\n' "$1"; }
 train() { "$PY" -m big_vision_ext.train --workdir "$1" --config "$2"; }

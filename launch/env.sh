@@ -86,3 +86,20 @@ add_label_tables() {
   }
   echo "$wanted" >"$stamp"
 }
+
+# `one_size OUT NAME...`: a study's folder is of one size, that of these variables. What is finished is
+# not done again: of other sizes, it would be taken for what is asked for.
+one_size() {
+  local out="$1" name settings=""
+  shift
+  for name in "$@"; do settings+="$name=${!name:-}"$'\n'; done
+  if [ -n "$(ls "$out" 2>/dev/null)" ] && \
+      ! diff "$out/settings" - <<<"${settings%$'\n'}" >/dev/null 2>&1; then
+    echo "error: $out holds a study of other sizes (< there, > now):" >&2
+    diff "$out/settings" - <<<"${settings%$'\n'}" 2>&1 | grep -v '^[0-9-]' >&2 || true
+    echo "Give another OUT, or the same sizes to go on." >&2
+    exit 2
+  fi
+  mkdir -p "$out"
+  printf '%s' "$settings" >"$out/settings"
+}

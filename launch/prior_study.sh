@@ -21,16 +21,7 @@ DATA=${DATA:-data/prior_study}
 OUT=${OUT:-runs/prior_study}
 [ $# -gt 0 ] || set -- 0
 
-settings="STEPS=$STEPS N=$N RANGE=$RANGE CATEGORY=$CATEGORY OTHER=$OTHER DATA=$DATA"
-if [ -n "$(ls "$OUT" 2>/dev/null)" ]; then
-  found=$(cat "$OUT/settings" 2>/dev/null || echo "settings that nothing says")
-  if [ "$found" != "$settings" ]; then
-    echo "error: $OUT has runs of $found; these are $settings. Choose another OUT, or delete it." >&2
-    exit 2
-  fi
-fi
-mkdir -p "$OUT"
-echo "$settings" >"$OUT/settings"
+one_size "$OUT" STEPS N RANGE CATEGORY OTHER DATA
 setup_env
 
 CONFIG=configs/derain/prior.py:tiny

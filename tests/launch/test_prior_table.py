@@ -75,10 +75,11 @@ def test_runs_of_other_settings_are_not_taken_for_these(tmp_path):
   for _ in range(2):
     assert "is not a Python" in study(OUT=str(out), N="8").stderr
   other = study(OUT=str(out), N="8", STEPS="4")
-  assert other.returncode == 2 and "has runs of STEPS=200 N=8 " in other.stderr
+  assert other.returncode == 2 and "< STEPS=200\n> STEPS=4\n" in other.stderr
   (out / "settings").unlink()
   (out / "prior_0").mkdir()
-  assert "settings that nothing says" in study(OUT=str(out), N="8").stderr
+  unsaid = study(OUT=str(out), N="8")
+  assert unsaid.returncode == 2 and "settings: No such file" in unsaid.stderr
 
 
 def test_a_run_that_is_missing_is_named(tmp_path, capsys):
