@@ -8,6 +8,11 @@ Prints a table of before and after, on the other half too, which nothing was cho
 W2, which `--weights` and `config.init` take.
 """
 
+if __name__ == "__main__":
+  from big_vision_ext.core import huge_pages
+
+  huge_pages.restart("big_vision_ext.adapt")  # Before imports that take a second.
+
 import argparse
 import dataclasses
 import functools

@@ -4,6 +4,11 @@ Each benchmark is a module of `big_vision_ext/benches` with `HELP`, `add_argumen
 `run(options) -> exit code`; `python -m big_vision_ext.bench NAME --help` lists its options.
 """
 
+if __name__ == "__main__":
+  from big_vision_ext.core import huge_pages
+
+  huge_pages.restart("big_vision_ext.bench")  # Before imports that take a second.
+
 import argparse
 import importlib
 import sys

@@ -12,6 +12,11 @@ Exit codes: 0 all done; 1 done, but for pictures that could not be used, which a
 2 nothing could be done, and why is said; 130 stopped by Ctrl-C.
 """
 
+if __name__ == "__main__":
+  from big_vision_ext.core import huge_pages
+
+  huge_pages.restart("big_vision_ext.cache_features")  # Before imports that take a second.
+
 import argparse
 import concurrent.futures
 import dataclasses

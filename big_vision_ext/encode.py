@@ -27,6 +27,11 @@ Exit codes: 0 all done; 1 done, but for images that could not be used, which are
 2 nothing could be done, and why is said; 130 stopped by Ctrl-C.
 """
 
+if __name__ == "__main__":
+  from big_vision_ext.core import huge_pages
+
+  huge_pages.restart("big_vision_ext.encode")  # Before imports that take a second.
+
 import argparse
 import sys
 from collections.abc import Sequence

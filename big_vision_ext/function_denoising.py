@@ -32,6 +32,11 @@ too, so that `projected`, 1 - <g(y) - f, n> / <n, n>, which does not, and `damag
 of functions without noise, are kept beside it.
 """
 
+if __name__ == "__main__":
+  from big_vision_ext.core import huge_pages
+
+  huge_pages.restart("big_vision_ext.function_denoising")  # Before imports that take a second.
+
 import argparse
 import dataclasses
 import functools

@@ -6,6 +6,11 @@ table with what follows from it, `grid.png` the curves. Interrupted anywhere, th
 what is left; a cell that was under way goes on from its checkpoint.
 """
 
+if __name__ == "__main__":
+  from big_vision_ext.core import huge_pages
+
+  huge_pages.restart("big_vision_ext.grid")  # Before imports that take a second.
+
 import argparse
 import dataclasses
 import hashlib

@@ -10,6 +10,11 @@ Exit codes: 0 the run is complete, 2 an error (one line on stderr; `--debug` sho
 SIGTERM and 130 after Ctrl-C, both with the last step saved; all of them: `core.exit_codes`.
 """
 
+if __name__ == "__main__":
+  from big_vision_ext.core import huge_pages
+
+  huge_pages.restart("big_vision_ext.train")  # Before imports that take a second.
+
 import argparse
 import contextlib
 import os

@@ -29,6 +29,14 @@ MOST_MAPPINGS = 20_000
 STARTED = time.monotonic()
 
 
+def pytest_configure(config):
+  """On several workers, files are told as they end."""
+  if getattr(config.option, "numprocesses", None):
+    from tests import progress
+
+    config.pluginmanager.register(progress.Progress(config))
+
+
 def pytest_collection_modifyitems(items):
   """Files with slow tests first: the workers then end with many small files, at the same time."""
   slow = {item.path for item in items if item.get_closest_marker("slow")}

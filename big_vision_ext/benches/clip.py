@@ -83,7 +83,7 @@ def _compare(dtype, model, folder, python, options) -> dict[str, Any]:
   ours, theirs = compare.measure(
       "clip", "transformers_clip_features.py", python, arrays,
       dict(folder=folder, dtype=dtype, repeats=options.repeats, threads=options.threads,
-           options=how, mean=list(clip.MEAN), std=list(clip.STD)), options.rounds)
+           options=how, mean=list(clip.MEAN), std=list(clip.STD)), options)
   image = model["image"]
   parts = ("width", "depth", "mlp_dim", "patch_size", "pool_type", "num_classes")
   forward = flops.vit(tokens=(px // image["patch_size"]) ** 2,

@@ -27,6 +27,8 @@ def add_arguments(parser, peer: str) -> None:
   add("--peer", choices=[peer], help="compare with this; without it, only ours is measured")
   add("--peer-python", metavar="PATH", help="a Python that has the peer; without it an environment "
       "is made in ~/.cache/big_vision_ext, once")
+  add("--peer-huge-pages", action="store_true", help="the peer gets pages of 2 MiB as well, which "
+      "our commands take by themselves (core/huge_pages.py)")
   add("--dtypes", default="float32,bfloat16", help="of parameters and computation, on both sides")
   add("--threads", type=int, default=os.cpu_count(), help="the peer's; ours takes the cores there "
       "are. Default: all cores")
@@ -53,7 +55,7 @@ def say(text: str) -> None:
 
 
 def measure(name: str, script: str, python: str | None, arrays: Arrays, settings: Mapping[str, Any],
-            rounds: int, timeout: float = 3600) -> tuple[Arrays, Arrays | None]:
+            options: Any, timeout: float = 3600) -> tuple[Arrays, Arrays | None]:
   """What both sides give, with the `seconds` of all rounds and the largest `peak_gib`.
 
   Args:
@@ -61,19 +63,20 @@ def measure(name: str, script: str, python: str | None, arrays: Arrays, settings
     script: of the peer, in `benches/peers`.
     python: of the peer; None leaves it out.
     arrays, settings: for both sides.
-    rounds: processes of each side.
+    options: of `add_arguments`.
     timeout: seconds that one process may take.
 
   Raises:
     PeerError: a process failed; with what it printed.
   """
   ours, theirs = [], []
-  for _ in range(rounds):
+  for _ in range(options.rounds):
     ours.append(_ours(name, arrays, settings, timeout))
     if python:
       found = {k: v for k, v in ours[0].items() if k.startswith("look/")}
       theirs.append(environment.run(environment.HERE / script, python=python, timeout=timeout,
-                                    arrays=arrays | found, settings=settings))
+                                    arrays=arrays | found, settings=settings,
+                                    huge_pages=options.peer_huge_pages))
   return _join(ours), _join(theirs) if theirs else None
 
 

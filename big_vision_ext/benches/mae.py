@@ -3,7 +3,9 @@
 Encoder and decoder of the given width with random weights, `--batch` random images of 224 px, three
 quarters of their patches hidden, the same ones on both sides: the loss on normalised pixels,
 forward and backward with the gradients of all parameters, without optimiser. Parameters and
-computation are in the row's dtype, on both sides.
+computation are in the row's dtype, on both sides. Ours takes the batch in `--accum` parts, one
+after the other, whose gradients are averaged, as `optim.accum_steps` in a config: what is kept for
+the backward pass is that of one part.
 
 Both run in turn in processes of their own. Seconds are medians, after compilation and a first run,
 and begin at pixels in memory: uint8 for ours, normalised and in the row's dtype for the peer. Peak
@@ -39,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--variant", default="B/16", help="size of the encoder; default: B/16")
   add("--px", type=int, default=224, help="side of the images; default: 224")
   add("--batch", type=int, default=16, help="images; default: 16")
+  add("--accum", type=int, default=4, metavar="N", help="parts of a batch in a step of ours; "
+      "default: 4")
   add("--visible", default="", metavar="N,...", help="measure with these numbers of visible "
       "patches instead, without the peer")
   add("--options", type=json.loads, default={}, metavar="JSON",
@@ -59,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
   if options.visible and options.peer:
     raise ValueError(f"--visible={options.visible}: the peer hides a share of the patches; give "
                      "either --visible or --peer")
+  if options.accum < 1 or options.batch % options.accum:
+    raise ValueError(f"--accum={options.accum}: expected a divisor of --batch={options.batch}")
   python = compare.peer_python(options, "siglip")
   model = settings(options.variant, options.px)
   total = (options.px // model["image"]["patch_size"]) ** 2
@@ -109,8 +115,8 @@ def _compare(dtype, visible, total, model, folder, python, options) -> dict[str,
   ours, theirs = compare.measure(
       "mae", "transformers_mae_step.py", python, arrays,
       dict(folder=folder, dtype=dtype, repeats=options.repeats, threads=options.threads,
-           visible=visible, options=_OPTIONS | options.options, mean=list(vit_mae.MEAN),
-           std=list(vit_mae.STD)), options.rounds)
+           visible=visible, accum=options.accum, options=_OPTIONS | options.options,
+           mean=list(vit_mae.MEAN), std=list(vit_mae.STD)), options)
   image = model["image"]
   parts = ("width", "depth", "mlp_dim", "patch_size", "decoder_width", "decoder_depth",
            "decoder_mlp_dim")

@@ -12,6 +12,8 @@ import numpy as np
 
 from big_vision_ext import convert, tasks
 from big_vision_ext.benches import child
+from big_vision_ext.core import config, sharding
+from big_vision_ext.core import step as step_lib
 from big_vision_ext.objectives import masks
 
 
@@ -25,12 +27,18 @@ def main(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> dict[
   task = tasks.make("mae", model)
   params = child.load(weights, settings["dtype"], scan=types.get("scan", False))
   del weights  # and with it the file, which lies in memory
-  operands = jax.device_put((arrays["image"], arrays["noise"]))
+  batch = jax.device_put({"image": arrays["image"], "noise": arrays["noise"]})
+  mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
 
-  def step(params, image, noise):
-    mask = masks.from_rank(noise, visible)
-    loss, grads = jax.value_and_grad(task.loss_under)(params, image, mask)
+  def value_and_grad(params, frozen, batch, key):
+    del frozen, key  # Nothing is frozen, and nothing drawn.
+    mask = masks.from_rank(batch["noise"], visible)
+    return jax.value_and_grad(task.loss_under)(params, batch["image"], mask)
+
+  def step(params, batch):
+    loss, grads = step_lib.accumulate(value_and_grad, settings["accum"], mesh, params, {}, batch,
+                                      jax.random.key(0))
     return {"loss": loss, "grads": grads}
 
-  result, out = child.measure(step, (params, *operands), settings["repeats"], settings["dtype"])
+  result, out = child.measure(step, (params, batch), settings["repeats"], settings["dtype"])
   return out | child.arrays({"loss": result["loss"]}) | child.norms(result["grads"])

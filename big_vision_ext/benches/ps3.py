@@ -132,7 +132,7 @@ def _compare(variant, px, dtype, mode, model, folder, python, options) -> dict[s
            repeats=options.repeats, threads=options.threads,
            options=_OPTIONS | (_TRAIN_OPTIONS if train else {}) | options.options,
            mean=[0.5] * 3, std=[0.5] * 3),
-      options.rounds)
+      options)
   parts = ("width", "depth", "mlp_dim", "patch_size", "scales", "selection_size")
   count = flops.ps3(selected=[options.tokens] * looks, num_prompts=1 + train,
                     num_select_layers=len(image["select_layers"]), **{k: image[k] for k in parts})

@@ -120,7 +120,7 @@ def _settings(dtype, mode, net, file, options, **more) -> dict[str, Any]:
 def _compare(dtype, mode, net, file, python, options) -> dict[str, Any]:
   ours, theirs = compare.measure(
     "restore", "restoration_step.py", python, _inputs(options),
-    _settings(dtype, mode, net, file, options), options.rounds)
+    _settings(dtype, mode, net, file, options), options)
   table = restoration_nets.rules(net)
   if theirs and mode == "train":
     ours, theirs = (compare.norms(found, table, "restore", {"net": net}, own)
@@ -143,7 +143,7 @@ def _populations(dtype, net, file, options) -> list[dict[str, Any]]:
     ours, _ = compare.measure(
       "restore", "", None, _inputs(options),
       _settings(dtype, "train", net, file, options, members=members, population=population),
-      options.rounds)
+      options)
     row = compare.row(ours, None, name=f"{net['name']}, batch {options.batch}", mode=mode,
                       px=options.px, dtype=dtype) | {"members": members}
     row["per_seed_seconds"] = row["seconds"] / members

@@ -83,7 +83,7 @@ def _compare(dtype, model, folder, python, options) -> dict[str, Any]:
   ours, theirs = compare.measure(
       "siglip", "open_clip_step.py", python, arrays,
       dict(folder=folder, dtype=dtype, repeats=options.repeats, threads=options.threads,
-           options=_OPTIONS | options.options, mean=[0.5] * 3, std=[0.5] * 3), options.rounds)
+           options=_OPTIONS | options.options, mean=[0.5] * 3, std=[0.5] * 3), options)
   image, text = model["image"], model["text"]
   forward = flops.vit(
       tokens=image["posemb_grid"][0] ** 2, rep_size=0,

@@ -99,7 +99,7 @@ def make(task: Any, config: Config, tx: optax.GradientTransformation,
   def step(state, batch):
     key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
     trained, frozen = optimizers.split(state["params"], config.optim.freeze)
-    grad = functools.partial(_accumulate, value_and_grad, accum, mesh)
+    grad = functools.partial(accumulate, value_and_grad, accum, mesh)
     (_, metrics), grads = grad(trained, frozen, batch, key)
     metrics, frozen = _observed(metrics, frozen)
     factor = schedule(state["step"])
@@ -190,8 +190,16 @@ def _observed(metrics, frozen):
       lambda name, p: values[name].astype(p.dtype) if name in values else p, frozen)
 
 
-def _accumulate(value_and_grad, accum, mesh, trained, frozen, batch, key):
-  """Means of loss, metrics and gradients over `accum` micro-batches, one after the other."""
+def accumulate(value_and_grad: Callable, accum: int, mesh: jax.sharding.Mesh, trained: Any,
+               frozen: Any, batch: Any, key: jax.Array) -> Any:
+  """Means of loss, metrics and gradients over `accum` micro-batches, one after the other.
+
+  Args:
+    value_and_grad: `(trained, frozen, batch, key) -> tree` of sums and means over examples.
+    accum: divides the size of the batch.
+    mesh: that the batch lies on.
+    trained, frozen, batch, key: for `value_and_grad`; every micro-batch gets a key of its own.
+  """
   if accum == 1:
     return value_and_grad(trained, frozen, batch, key)
 

@@ -1,6 +1,7 @@
 """Comparisons with peers: what is reported, and that both sides compute the same."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_impossible_options_are_errors_in_one_line(argv, said, capsys):
 
 def test_a_process_that_fails_is_an_error_with_what_it_said():
   with pytest.raises(ValueError, match="there is no such file or folder"):
-    compare.measure("ps3", "", None, {}, {"folder": "nowhere"}, 1)
+    compare.measure("ps3", "", None, {}, {"folder": "nowhere"}, types.SimpleNamespace(rounds=1))
 
 
 @pytest.mark.slow
@@ -80,6 +81,17 @@ def test_both_sides_of_bench_siglip_compute_the_same(tmp_path):
   assert bench.main(["siglip", "--variant", "mu/16", "--px", "64", "--batch", "3", "--vocab", "50",
                      "--repeats", "1", "--rounds", "1", "--peer", "open_clip", "--dtypes",
                      "float32", "--json", str(file)]) == 0
+  (row,) = json.loads(file.read_text())
+  assert set(row) >= KEYS | PEER_KEYS and row["max_rel_diff"] < 2e-5, row
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+def test_both_sides_of_bench_mae_compute_the_same(tmp_path):
+  file = tmp_path / "rows.json"
+  assert bench.main(["mae", "--variant", "mu/16", "--px", "64", "--batch", "4", "--accum", "2",
+                     "--repeats", "1", "--rounds", "1", "--peer", "transformers", "--dtypes",
+                     "float32", "--peer-huge-pages", "--json", str(file)]) == 0
   (row,) = json.loads(file.read_text())
   assert set(row) >= KEYS | PEER_KEYS and row["max_rel_diff"] < 2e-5, row
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from big_vision_ext.core import huge_pages as huge_pages_lib
+
 HERE = pathlib.Path(__file__).resolve().parent
 _VERSION = (3, 11)
 _STAMP = "installed.txt"
@@ -43,6 +45,7 @@ def run(
   settings: Any = None,
   files: str | os.PathLike | None = None,
   timeout: float = 600,
+  huge_pages: bool = False,
 ) -> dict[str, np.ndarray]:
   """Runs a peer's script and returns its arrays.
 
@@ -53,6 +56,7 @@ def run(
     settings: anything JSON can say.
     files: a directory for the exchange that is kept; a temporary one if None.
     timeout: seconds until it is stopped.
+    huge_pages: whether it gets its memory in large pages, as our commands do.
 
   Raises:
     PeerError: an exception in the script, or too slow; with what it printed.
@@ -65,7 +69,9 @@ def run(
     np.savez(where / "input.npz", **(arrays or {}))
     (where / "settings.json").write_text(json.dumps(settings))
     # Nothing of the project's environment may reach the child, and it may not call home.
-    variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    ours = ("PYTHON", "VIRTUAL_ENV", huge_pages_lib.TUNABLES)
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    variables |= huge_pages_lib.variables() if huge_pages else {}
     # Installed without bytecode, and none belongs beside the project's own files.
     variables |= {"HF_HUB_OFFLINE": "1", "PYTHONPYCACHEPREFIX": str(cache() / "bytecode"),
                   "PYTHONNOUSERSITE": "1", "PYTHONPATH": str(HERE)}

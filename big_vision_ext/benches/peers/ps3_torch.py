@@ -51,7 +51,7 @@ def main(arrays, settings):
   norms = {}
   if settings["mode"] == "train":
     # Now: the timed runs take other tokens. What the pass leaves out has None: a zero.
-    norms = {f"norm/{name}": 0.0 if p.grad is None else p.grad.float().norm().numpy()
+    norms = {f"norm/{name}": 0.0 if p.grad is None else p.grad.double().norm().numpy()
              for name, p in model.named_parameters()}
   out = timing.measure(run, settings["repeats"]) | {"peak_gib": timing.peak_gib()}
   return out | norms | {name: x.float().numpy() for name, x in found.items()}

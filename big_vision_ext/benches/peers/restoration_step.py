@@ -31,7 +31,7 @@ def main(arrays, settings):
   loss = step()
   out = timing.measure(step, settings["repeats"]) | {"peak_gib": timing.peak_gib()}
   for name, p in model.named_parameters():
-    out[f"norm/{name}"] = p.grad.float().norm().numpy()
+    out[f"norm/{name}"] = p.grad.double().norm().numpy()
   return out | {"loss": loss.float().numpy()}
 
 

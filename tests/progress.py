@@ -1,0 +1,81 @@
+"""What a run on several workers shows: a line for each file of tests that ends, instead of dots.
+
+One that is stopped from outside, or whose worker crashes or hangs, has then told how far it came,
+where it was and how long the files before took.
+"""
+
+import collections
+import time
+
+import pytest
+
+
+class Progress:
+  """Reports of all workers, counted by file; only where the workers report to.
+
+  Args:
+    config: pytest's.
+  """
+
+  def __init__(self, config):
+    self._config = config
+    self._started = time.monotonic()
+    self._began = {}  # of a file: when its first test began
+    self._left = {}  # of a file: its tests that have not ended
+    self._spent = collections.Counter()  # of a file: seconds of its tests
+    self._outcomes = collections.defaultdict(collections.Counter)
+    self._total = self._done = 0
+
+  def pytest_xdist_node_collection_finished(self, node, ids):
+    """Every worker has collected the same tests."""
+    if self._left:
+      return
+    left = collections.defaultdict(set)
+    for test in ids:
+      left[_file(test)].add(test)
+    self._left, self._total = dict(left), len(ids)
+
+  def pytest_runtest_logstart(self, nodeid, location):
+    self._began.setdefault(_file(nodeid), time.monotonic())
+
+  @pytest.hookimpl(tryfirst=True)
+  def pytest_report_teststatus(self, report):
+    """No letters; what fails is told when it does, with its name."""
+    if report.passed:
+      return ("passed" if report.when == "call" else ""), "", ""
+    if report.skipped:
+      return "skipped", "", ""
+    return None
+
+  @pytest.hookimpl(trylast=True)
+  def pytest_runtest_logreport(self, report):
+    file = _file(report.nodeid)
+    self._spent[file] += report.duration
+    if report.failed:
+      self._say(f"FAILED in its {report.when}: {report.nodeid}")
+    if report.failed or report.skipped or report.when == "call":
+      self._outcomes[file][report.outcome] += 1
+    # A crash is reported once, by no phase that a test has.
+    if report.when in ("setup", "call"):
+      return
+    left = self._left.get(file, set())
+    if report.nodeid in left:
+      left.remove(report.nodeid)
+      self._done += 1
+      if not left:
+        counts = ", ".join(f"{n} {outcome}" for outcome, n in self._outcomes[file].items())
+        others = [f for f in self._began if self._left.get(f)]
+        self._say(f"{file}: {counts}, {self._spent[file]:.0f} s"
+                  + (f"  (now: {', '.join(others)})" if others else ""))
+
+  def _say(self, text):
+    minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+    reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+    reporter.ensure_newline()
+    share = self._done / max(self._total, 1)
+    reporter.write_line(f"{minutes:3d}:{seconds:02d} {share:4.0%} {text}")
+    reporter.flush()
+
+
+def _file(test):
+  return test.split("::")[0]
