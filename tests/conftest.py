@@ -25,16 +25,17 @@ sys.path.insert(0, str(ROOT))
 
 # Linux allows a process 65,530 mappings of memory by default. Every program that XLA compiles for
 # the CPU takes several, and a process that has no more of them left crashes in the next one.
-MOST_MAPPINGS = 20_000
+# Between files, where little is compiled again for it, they are forgotten sooner than within one.
+MOST_MAPPINGS, MOST_WITHIN_A_FILE = 15_000, 30_000
 STARTED = time.monotonic()
 
 
 def pytest_configure(config):
-  """On several workers, files are told as they end."""
+  """On several workers, files are told as they end, and a crash fails one test."""
   if getattr(config.option, "numprocesses", None):
-    from tests import progress
+    from tests import workers
 
-    config.pluginmanager.register(progress.Progress(config))
+    config.pluginmanager.register(workers.Workers(config))
 
 
 def pytest_collection_modifyitems(items):
@@ -55,11 +56,11 @@ def pytest_runtest_setup(item):
 
 
 def pytest_runtest_teardown(item, nextitem):
-  """Forgets compiled programs where a worker holds a great many: between files, or slow tests."""
-  if nextitem and nextitem.path == item.path and not item.get_closest_marker("slow"):
-    return
+  """Forgets compiled programs where a worker holds a great many."""
+  ends = nextitem is None or nextitem.path != item.path
+  most = MOST_MAPPINGS if ends or item.get_closest_marker("slow") else MOST_WITHIN_A_FILE
   maps = pathlib.Path("/proc/self/maps")
-  if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+  if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > most:
     sys.modules["jax"].clear_caches()
     gc.collect()
 

@@ -1,16 +1,39 @@
-"""What a run on several workers shows: a line for each file of tests that ends, instead of dots.
+"""Tests on several workers: what is shown, and what comes of a worker that crashes.
 
-One that is stopped from outside, or whose worker crashes or hangs, has then told how far it came,
-where it was and how long the files before took.
+A line for each file that ends, instead of dots: a run that is stopped from outside, or a worker
+that crashes or hangs, has then told how far it came, where it was and how long files before took.
 """
 
 import collections
 import time
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 
-class Progress:
+class Files(LoadFileScheduling):
+  """Files of tests for workers; one that crashes fails one test.
+
+  xdist hands over the files that such a worker had finished as well: whoever gets one has nothing
+  to run in it, so that nothing ends, so that it gets no other, and all wait for ever. And the test
+  that the worker crashed in is run again, until no more workers may crash.
+  """
+
+  def remove_node(self, node):
+    left = {file: tests for file, tests in self.assigned_work.pop(node).items()
+            if not all(tests.values())}
+    if not left:
+      return None
+    first = next(iter(left.values()))
+    crashed = next(test for test, done in first.items() if not done)
+    first[crashed] = True
+    self.workqueue.update({file: tests for file, tests in left.items() if not all(tests.values())})
+    for other in self.assigned_work:
+      self._reschedule(other)
+    return crashed
+
+
+class Workers:
   """Reports of all workers, counted by file; only where the workers report to.
 
   Args:
@@ -25,6 +48,9 @@ class Progress:
     self._spent = collections.Counter()  # of a file: seconds of its tests
     self._outcomes = collections.defaultdict(collections.Counter)
     self._total = self._done = 0
+
+  def pytest_xdist_make_scheduler(self, config, log):
+    return Files(config, log) if config.getoption("dist") == "loadfile" else None
 
   def pytest_xdist_node_collection_finished(self, node, ids):
     """Every worker has collected the same tests."""
