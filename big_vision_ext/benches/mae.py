@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--variant", default="B/16", help="size of the encoder; default: B/16")
   add("--px", type=int, default=224, help="side of the images; default: 224")
   add("--batch", type=int, default=16, help="images; default: 16")
-  add("--accum", type=int, default=4, metavar="N", help="parts of a batch in a step of ours; "
-      "default: 4")
+  add("--accum", type=int, default=1, metavar="N", help="parts of a batch in a step of ours; "
+      "default: 1")
   add("--visible", default="", metavar="N,...", help="measure with these numbers of visible "
       "patches instead, without the peer")
   add("--options", type=json.loads, default={}, metavar="JSON",
