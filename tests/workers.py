@@ -71,7 +71,7 @@ class Workers:
       return ("passed" if report.when == "call" else ""), "", ""
     if report.skipped:
       return "skipped", "", ""
-    return None
+    return ("error" if report.when in ("setup", "teardown") else "failed"), "", "FAILED"
 
   @pytest.hookimpl(trylast=True)
   def pytest_runtest_logreport(self, report):
