@@ -31,7 +31,7 @@ def restart(module: str) -> None:
   """
   arguments = sys.orig_argv[1:]
   told = [a for a, b in zip(arguments, arguments[1:]) if (a, b) == ("-m", module)]
-  if told and _missing():
+  if told and sys.executable and _missing():
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, *arguments], os.environ | variables())
