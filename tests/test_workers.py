@@ -50,6 +50,13 @@ def test_a_crash_fails_one_test_and_all_others_run(run):
   assert "100% test_" in said
 
 
+def test_what_a_crash_leaves_is_run_though_it_is_one_test_and_the_other_worker_has_ended(run):
+  files = {"test_a.py": "def test_crash(): time.sleep(2); os.abort()\ndef test_last(): pass\n",
+           "test_b.py": _passing(1)}
+  code, said = run(files)
+  assert code == 1 and "1 failed, 2 passed" in said
+
+
 def test_a_test_that_hangs_ends_with_its_worker(run):
   files = {"test_a.py": "def test_hang(): time.sleep(100)\n" + _passing(2),
            "test_b.py": _passing(2)}

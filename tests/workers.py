@@ -32,6 +32,15 @@ class Files(LoadFileScheduling):
       self._reschedule(other)
     return crashed
 
+  def _reschedule(self, node):
+    """A worker begins its last test when it gets another or is told that there is none."""
+    if node.shutting_down or node not in self.registered_collections:
+      return
+    while self.workqueue and self._pending_of(self.assigned_work[node]) <= 2:
+      self._assign_work_unit(node)
+    if not self.workqueue:
+      node.shutdown()
+
 
 class Workers:
   """Reports of all workers, counted by file; only where the workers report to.
