@@ -29,7 +29,7 @@ def run(tmp_path):
     done = subprocess.run(
       [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder",
        "-p", "no:cacheprovider", *options],
-      cwd=tmp_path, capture_output=True, text=True, timeout=60)
+      cwd=tmp_path, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout
 
   return start

@@ -52,7 +52,7 @@ class Workers:
   def __init__(self, config):
     self._config = config
     self._started = time.monotonic()
-    self._began = {}  # of a file: when its first test began
+    self._began = {}  # files of which a test has begun, in that order
     self._left = {}  # of a file: its tests that have not ended
     self._spent = collections.Counter()  # of a file: seconds of its tests
     self._outcomes = collections.defaultdict(collections.Counter)
@@ -71,7 +71,7 @@ class Workers:
     self._left, self._total = dict(left), len(ids)
 
   def pytest_runtest_logstart(self, nodeid, location):
-    self._began.setdefault(_file(nodeid), time.monotonic())
+    self._began[_file(nodeid)] = True
 
   @pytest.hookimpl(tryfirst=True)
   def pytest_report_teststatus(self, report):

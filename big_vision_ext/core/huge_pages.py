@@ -39,8 +39,10 @@ def restart(module: str) -> None:
 
 def variables() -> dict[str, str]:
   """What the environment must say for a process to start with large pages, and what it says."""
-  said = os.environ.get(TUNABLES)
-  return {TUNABLES: ":".join(filter(None, (said, f"{_TUNABLE}=1")))}
+  said = os.environ.get(TUNABLES, "")
+  if _TUNABLE in said:
+    return {TUNABLES: said}
+  return {TUNABLES: f"{said}:{_TUNABLE}=1".lstrip(":")}
 
 
 def _missing() -> bool:
