@@ -7,7 +7,7 @@ Each benchmark is a module of `big_vision_ext/benches` with `HELP`, `add_argumen
 if __name__ == "__main__":
   from big_vision_ext.core import huge_pages
 
-  huge_pages.restart("big_vision_ext.bench")  # Before imports that take a second.
+  huge_pages.restart(__spec__)  # Before imports that take a second.
 
 import argparse
 import importlib

@@ -15,7 +15,7 @@ Exit codes: 0 all done; 1 done, but for pictures that could not be used, which a
 if __name__ == "__main__":
   from big_vision_ext.core import huge_pages
 
-  huge_pages.restart("big_vision_ext.cache_features")  # Before imports that take a second.
+  huge_pages.restart(__spec__)  # Before imports that take a second.
 
 import argparse
 import concurrent.futures

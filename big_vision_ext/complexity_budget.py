@@ -13,6 +13,11 @@ the number of crops is cut until that stops improving. Both rules are ours, afte
 first form also tells all other measures of `complexity`, of every choice.
 """
 
+if __name__ == "__main__":
+  from big_vision_ext.core import huge_pages
+
+  huge_pages.restart(__spec__)  # Before imports that take a second.
+
 import argparse
 import dataclasses
 import json

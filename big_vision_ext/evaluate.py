@@ -9,7 +9,7 @@ Runs the evaluators of the run's own config on its latest checkpoint, prints a t
 if __name__ == "__main__":
   from big_vision_ext.core import huge_pages
 
-  huge_pages.restart("big_vision_ext.evaluate")  # Before imports that take a second.
+  huge_pages.restart(__spec__)  # Before imports that take a second.
 
 import argparse
 import dataclasses

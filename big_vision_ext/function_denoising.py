@@ -35,7 +35,7 @@ of functions without noise, are kept beside it.
 if __name__ == "__main__":
   from big_vision_ext.core import huge_pages
 
-  huge_pages.restart("big_vision_ext.function_denoising")  # Before imports that take a second.
+  huge_pages.restart(__spec__)  # Before imports that take a second.
 
 import argparse
 import dataclasses

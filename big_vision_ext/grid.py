@@ -9,7 +9,7 @@ what is left; a cell that was under way goes on from its checkpoint.
 if __name__ == "__main__":
   from big_vision_ext.core import huge_pages
 
-  huge_pages.restart("big_vision_ext.grid")  # Before imports that take a second.
+  huge_pages.restart(__spec__)  # Before imports that take a second.
 
 import argparse
 import dataclasses

@@ -13,7 +13,7 @@ SIGTERM and 130 after Ctrl-C, both with the last step saved; all of them: `core.
 if __name__ == "__main__":
   from big_vision_ext.core import huge_pages
 
-  huge_pages.restart("big_vision_ext.train")  # Before imports that take a second.
+  huge_pages.restart(__spec__)  # Before imports that take a second.
 
 import argparse
 import contextlib

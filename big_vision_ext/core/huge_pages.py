@@ -10,6 +10,7 @@ by itself.
 Imports nothing heavy.
 """
 
+import importlib.machinery
 import os
 import pathlib
 import sys
@@ -19,18 +20,18 @@ TUNABLES, _TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 _SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def restart(module: str) -> None:
+def restart(spec: importlib.machinery.ModuleSpec | None) -> None:
   """Starts this process again, with large pages, if it has none and can have some.
 
   It keeps its number, its files and its arguments. `GLIBC_TUNABLES=glibc.malloc.hugetlb=0` keeps it
   from doing so, as does any other value of that tunable.
 
   Args:
-    module: what Python was told to run (`python -m MODULE`). Started in any other way, by a
-      notebook say, a process is left as it is.
+    spec: `__spec__` of what Python was told to run (`python -m MODULE`). Started in any other way,
+      by a notebook say, a process is left as it is.
   """
   arguments = sys.orig_argv[1:]
-  told = [a for a, b in zip(arguments, arguments[1:]) if (a, b) == ("-m", module)]
+  told = spec is not None and ("-m", spec.name) in zip(arguments, arguments[1:])
   if told and sys.executable and _missing():
     sys.stdout.flush()
     sys.stderr.flush()

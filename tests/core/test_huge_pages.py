@@ -14,7 +14,7 @@ MODULE = '''
 import os, pathlib, sys
 from big_vision_ext.core import huge_pages
 huge_pages._SETTING = pathlib.Path("enabled")
-huge_pages.restart("started")
+huge_pages.restart(__spec__)
 print(os.getpid(), sys.argv[1:], os.environ.get("GLIBC_TUNABLES"))
 '''
 
