@@ -76,22 +76,14 @@ def test_both_sides_of_bench_ps3_compute_the_same(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.oracle
-def test_both_sides_of_bench_siglip_compute_the_same(tmp_path):
+@pytest.mark.parametrize("argv", [
+    ["siglip", "--batch", "3", "--vocab", "50", "--peer", "open_clip"],
+    ["mae", "--batch", "4", "--accum", "2", "--peer", "transformers", "--peer-huge-pages"],
+], ids=lambda argv: argv[0])
+def test_both_sides_of_a_training_step_compute_the_same(tmp_path, argv):
   file = tmp_path / "rows.json"
-  assert bench.main(["siglip", "--variant", "mu/16", "--px", "64", "--batch", "3", "--vocab", "50",
-                     "--repeats", "1", "--rounds", "1", "--peer", "open_clip", "--dtypes",
-                     "float32", "--json", str(file)]) == 0
-  (row,) = json.loads(file.read_text())
-  assert set(row) >= KEYS | PEER_KEYS and row["max_rel_diff"] < 2e-5, row
-
-
-@pytest.mark.slow
-@pytest.mark.oracle
-def test_both_sides_of_bench_mae_compute_the_same(tmp_path):
-  file = tmp_path / "rows.json"
-  assert bench.main(["mae", "--variant", "mu/16", "--px", "64", "--batch", "4", "--accum", "2",
-                     "--repeats", "1", "--rounds", "1", "--peer", "transformers", "--dtypes",
-                     "float32", "--peer-huge-pages", "--json", str(file)]) == 0
+  assert bench.main([*argv, "--variant", "mu/16", "--px", "64", "--repeats", "1", "--rounds", "1",
+                     "--dtypes", "float32", "--json", str(file)]) == 0
   (row,) = json.loads(file.read_text())
   assert set(row) >= KEYS | PEER_KEYS and row["max_rel_diff"] < 2e-5, row
 
