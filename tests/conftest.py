@@ -23,6 +23,14 @@ for _flag, _value in (("--xla_force_host_platform_device_count", 8),
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import jax  # noqa: E402, after the settings above
+
+from big_vision_ext.core import programs  # noqa: E402
+
+# launch/test.sh has jax keep programs on disk. Not all tests of several devices ask for a mesh as
+# commands do, which turns this on.
+programs.keep_no_collectives()
+
 # Linux allows a process 65,530 mappings of memory by default. Every program that XLA compiles for
 # the CPU takes several, and a process that has no more of them left crashes in the next one.
 # Between files, where little is compiled again for it, they are forgotten sooner than within one.
@@ -60,16 +68,14 @@ def pytest_runtest_teardown(item, nextitem):
   ends = nextitem is None or nextitem.path != item.path
   most = MOST_MAPPINGS if ends or item.get_closest_marker("slow") else MOST_WITHIN_A_FILE
   maps = pathlib.Path("/proc/self/maps")
-  if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > most:
-    sys.modules["jax"].clear_caches()
+  if maps.exists() and maps.read_bytes().count(b"\n") > most:
+    jax.clear_caches()
     gc.collect()
 
 
 @pytest.fixture
 def one_device(monkeypatch):
   """Training takes one device, as it finds on a laptop; eight cost a third more to compile for."""
-  import jax
-
   from big_vision_ext.core import sharding
 
   monkeypatch.setattr(sharding, "make_mesh", functools.partial(

@@ -1,4 +1,4 @@
-"""How is a program compiled ahead of time: by which options, and what is left behind?"""
+"""How is a program compiled: by which options, what is left behind, and what is kept on disk?"""
 
 import ctypes
 import functools
@@ -6,6 +6,8 @@ import pathlib
 from typing import Any
 
 import jax
+from jax._src import compiler as jax_compiler
+from jax.experimental.compilation_cache import compilation_cache
 
 # Which fusions jax's CPU compiler hands to YNNPACK.
 _YNN_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
@@ -25,6 +27,30 @@ def compiled(jitted: Any, *operands: Any) -> jax.stages.Compiled:
     libc.malloc_trim(0)
     libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
   return program
+
+
+@functools.cache
+def keep_no_collectives() -> None:
+  """From now on jax's cache on disk leaves out programs of several CPU devices.
+
+  XLA loads such a program without the order of its collectives: each device begins them in another,
+  and they wait for each other for ever (jax 0.10 to 0.12, about every second run). Compiled anew it
+  has that order. jax asks one function, its own, for a program's name in the cache; where it has no
+  such function, it keeps nothing.
+  """
+  name_of = getattr(jax_compiler, "_get_cache_key", None)
+  if name_of is None:
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    return
+
+  @functools.wraps(name_of)
+  def name_of_one(options, backend, computation, devices, *args, **kwargs):
+    if backend.platform == "cpu" and devices.size > 1:
+      return None
+    return name_of(options, backend, computation, devices, *args, **kwargs)
+
+  jax_compiler._get_cache_key = name_of_one
 
 
 @functools.cache

@@ -23,7 +23,7 @@ import optax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from big_vision_ext.core import trees
+from big_vision_ext.core import programs, trees
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -127,6 +127,8 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> jax.sh
   if math.prod(shape) != len(devices):
     raise ShardingError(f"config.mesh ({said}): needs {math.prod(shape)} devices, there are "
                         f"{len(devices)}; -1 takes what is left over")
+  if len(devices) > 1:
+    programs.keep_no_collectives()
   slices = count_slices(devices)
   auto = (AxisType.Auto,) * len(AXES)
   if slices == 1:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ class Console:
 
 def write(workdir, start, values):
   console = Console()
+  if (workdir / metrics.FOLDER).exists():
+    # tensorboard reads files in order of their names, which begin with the second they are made in.
+    time.sleep(1 - time.time() % 1)
   writer = metrics.make_writer(workdir, start, console)
   for step, scalars in values:
     writer.write_scalars(step, scalars)
