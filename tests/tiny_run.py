@@ -51,9 +51,13 @@ _RUNS = {
 
 
 @functools.cache
-def params(seed: int = 0, name: str = "ps3"):
-  """Parameters, none at its initial value: norms, biases and residual tables included."""
-  task = tasks.make(name, _RUNS[name][0])
+def params(seed: int = 0, name: str = "ps3", **image):
+  """Parameters, none at its initial value: norms, biases and residual tables included.
+
+  `image` are changes of `model.image`.
+  """
+  model = _RUNS[name][0]
+  task = tasks.make(name, model | {"image": model["image"] | image} if image else model)
   spec = jax.eval_shape(
       lambda: sharding.unbox(task.init(jax.random.key(0), jax.tree.map(
           lambda s: jnp.zeros(s.shape, s.dtype), task.batch_spec(1)))))

@@ -3,9 +3,9 @@
 Encoder and decoder of the given width with random weights, `--batch` random images of 224 px, three
 quarters of their patches hidden, the same ones on both sides: the loss on normalised pixels,
 forward and backward with the gradients of all parameters, without optimiser. Parameters and
-computation are in the row's dtype, on both sides. Ours takes the batch in `--accum` parts, one
-after the other, whose gradients are averaged, as `optim.accum_steps` in a config: what is kept for
-the backward pass is that of one part.
+computation are in the row's dtype, on both sides. Our decoder takes the batch in
+`--decoder-parts`, one after the other, as `model.decoder_parts` in a config: of its results only
+those of one part are kept. `--accum` cuts the whole step into parts, as `optim.accum_steps`.
 
 Both run in turn in processes of their own. Seconds are medians, after compilation and a first run,
 and begin at pixels in memory: uint8 for ours, normalised and in the row's dtype for the peer. Peak
@@ -17,6 +17,7 @@ rows of ours alone, and what of the FLOPs and the time of the first they take.
 
 import argparse
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,7 @@ from big_vision_ext.models import vit
 
 HELP = "a training step of a masked autoencoder against transformers: time and memory"
 _OPTIONS = {"scan": False, "remat_policy": "save:qkv,attention,mlp_hidden"}
+_DECODER_PARTS = 4
 _PEER = "transformers"
 
 
@@ -43,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--batch", type=int, default=16, help="images; default: 16")
   add("--accum", type=int, default=1, metavar="N", help="parts of a batch in a step of ours; "
       "default: 1")
+  add("--decoder-parts", type=int, metavar="N", help="parts of a batch in our "
+      f"decoder; default: {_DECODER_PARTS}, or what divides it")
   add("--visible", default="", metavar="N,...", help="measure with these numbers of visible "
       "patches instead, without the peer")
   add("--options", type=json.loads, default={}, metavar="JSON",
@@ -65,6 +69,12 @@ def run(options: argparse.Namespace) -> int:
                      "either --visible or --peer")
   if options.accum < 1 or options.batch % options.accum:
     raise ValueError(f"--accum={options.accum}: expected a divisor of --batch={options.batch}")
+  part = options.batch // options.accum
+  if options.decoder_parts is None:
+    options.decoder_parts = math.gcd(part, _DECODER_PARTS)
+  if options.decoder_parts < 1 or part % options.decoder_parts:
+    raise ValueError(f"--decoder-parts={options.decoder_parts}: expected a divisor of {part}, "
+                     "the images that are computed together")
   python = compare.peer_python(options, "siglip")
   model = settings(options.variant, options.px)
   total = (options.px // model["image"]["patch_size"]) ** 2
@@ -115,7 +125,8 @@ def _compare(dtype, visible, total, model, folder, python, options) -> dict[str,
   ours, theirs = compare.measure(
       "mae", "transformers_mae_step.py", python, arrays,
       dict(folder=folder, dtype=dtype, repeats=options.repeats, threads=options.threads,
-           visible=visible, accum=options.accum, options=_OPTIONS | options.options,
+           visible=visible, accum=options.accum, decoder_parts=options.decoder_parts,
+           options=_OPTIONS | options.options,
            mean=list(vit_mae.MEAN), std=list(vit_mae.STD)), options)
   image = model["image"]
   parts = ("width", "depth", "mlp_dim", "patch_size", "decoder_width", "decoder_depth",

@@ -23,7 +23,8 @@ def main(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> dict[
   types = dict(dtype=settings["dtype"], param_dtype=settings["dtype"], **settings["options"])
   visible = settings["visible"]
   model = weights.model | {"image": weights.model["image"] | types,
-                           "mask": {"num_visible": visible}}
+                           "mask": {"num_visible": visible},
+                           "decoder_parts": settings["decoder_parts"]}
   task = tasks.make("mae", model)
   params = child.load(weights, settings["dtype"], scan=types.get("scan", False))
   del weights  # and with it the file, which lies in memory

@@ -153,6 +153,30 @@ def _most_fsdp(devices: Sequence[jax.Device], tensor: int, limit: int) -> int:
   return next((n for n in range(min(limit, left), 0, -1) if left % n == 0), 1)
 
 
+def cut_batch(x: jax.Array, parts: int, mesh: jax.sharding.Mesh | None = None) -> jax.Array:
+  """(b, ...) -> (parts, b / parts, ...), where part i has the rows i, i + parts, ...
+
+  Every device keeps the rows it has; `join_batch` puts them back.
+
+  Args:
+    x: the rows, cut over the mesh along the batch.
+    parts: divides their number.
+    mesh: that they lie on; default: the one in force (`use`), if any.
+  """
+  x = jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+  spec = PartitionSpec(None, BATCH_AXES)
+  if mesh is not None:
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+  in_force = set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().axis_names)
+  return jax.lax.with_sharding_constraint(x, spec) if in_force else x
+
+
+def join_batch(x: jax.Array) -> jax.Array:
+  """(parts, rows, ...) -> (parts * rows, ...): `cut_batch` undone."""
+  x = jnp.swapaxes(x, 0, 1)
+  return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
 def count_slices(devices: Sequence[jax.Device]) -> int:
   """How many slices, connected by the slow network, these devices are of."""
   return len({getattr(d, "slice_index", 0) for d in devices})

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from big_vision_ext.core import optimizers, sharding, trees
 from big_vision_ext.core.config import Config
@@ -203,13 +203,7 @@ def accumulate(value_and_grad: Callable, accum: int, mesh: jax.sharding.Mesh, tr
   if accum == 1:
     return value_and_grad(trained, frozen, batch, key)
 
-  def cut(x):
-    # Micro-batch i has the rows i, i + accum, ...: every device keeps the rows it has.
-    x = jnp.swapaxes(x.reshape(x.shape[0] // accum, accum, *x.shape[1:]), 0, 1)
-    spec = PartitionSpec(None, sharding.BATCH_AXES)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
-  micro = jax.tree.map(cut, batch)
+  micro = jax.tree.map(lambda x: sharding.cut_batch(x, accum, mesh), batch)
 
   def body(total, inputs):
     index, rows = inputs

@@ -22,6 +22,11 @@ from big_vision_ext.models import blocks, remat, vit
 DECODERS = ("self", "cross")
 
 
+# Parameters that the decoder's half has, and the encoder's has not.
+DECODER_PARAMS = ("Decoder", "decoder_embed", "decoder_pred", "decoder_pos_embedding",
+                  "decoder_cls_pos_embedding", "mask_token")  # fmt: skip
+
+
 class MaskedAutoencoder(vit.ViT):
   """Encoder and decoder. Fields of `vit.ViT` hold for the encoder; `pool_type` must be "tok".
 
@@ -109,11 +114,9 @@ class MaskedAutoencoder(vit.ViT):
 
     Returns:
       Predicted patches, float32, and out: what the encoder gives, with `encoded` (b, k, d), the
-      normed tokens, `pooled` (b, d), the mean of the normed class tokens, and `visible_pred`
-      (b, k, p), what a "self" decoder makes of the visible patches.
+      normed tokens, and `pooled` (b, d), the mean of the normed class tokens.
     """
-    y, out = self.encode(self.embed_visible(image, visible), deterministic=not train)
-    out["encoded"], out["pooled"] = y[:, self.num_cls :], self.pool(y)
+    seen, out = self.see(image, visible, train)
     if target is None:
       return None, out
     if visible is None:
@@ -124,13 +127,39 @@ class MaskedAutoencoder(vit.ViT):
         f"The decoder predicts patches of a grid of {tuple(self.posemb_grid)}, the image has "
         f"{grid}: set model.image.image_size to its size."
       )
+    return self.predict(seen, visible, target), out
+
+  def see(
+    self, image: Num[Array, "b y x c"], visible: Int[Array, "b k"] | None, train: bool = False
+  ) -> tuple[tuple[Float[Array, "b t d"], ...], dict[str, Any]]:
+    """The encoder's half: what the decoder reads, and `out`; see `__call__`."""
+    x = self.embed_visible(image, visible)
+    y, out = self.encode(x, deterministic=not train)
+    out["encoded"], out["pooled"] = y[:, self.num_cls :], self.pool(y)
     if self.decoder == "self":
-      pred, out["visible_pred"] = self._decode(y, visible, target)
+      return (y,), out
+    return (x, *(out["blocks"][i] for i in range(self.depth))), out
+
+  def predict(
+    self,
+    seen: tuple[Float[Array, "b t d"], ...],
+    visible: Int[Array, "b k"],
+    target: Int[Array, "b m"],
+    keep_visible: bool = False,
+  ) -> Float[Array, "b m p"]:
+    """The decoder's half: predicted patches, float32.
+
+    Args:
+      seen: of `see`.
+      visible, target: raster indices of patches.
+      keep_visible: what a "self" decoder makes of the visible patches comes after the targets.
+    """
+    if self.decoder == "self":
+      pred = self._decode(*seen, visible, target, keep_visible)
     else:
-      sources = [*self._encoder_outputs(out["blocks"], image, visible)]
       query = self.mask_token + self._rows(self.decoder_pos_embedding, target)
-      pred = self.decoder_pred(self.Decoder(query, sources))
-    return pred.astype(jnp.float32), out
+      pred = self.decoder_pred(self.Decoder(query, seen))
+    return pred.astype(jnp.float32)
 
   def embed_visible(
     self, image: Num[Array, "b y x c"], visible: Int[Array, "b k"] | None
@@ -150,23 +179,20 @@ class MaskedAutoencoder(vit.ViT):
     cls = jnp.broadcast_to(cls, (b, self.num_cls, self.width))
     return blocks.constrain(jnp.concatenate([cls, x], axis=1), "act_embed")
 
-  def _decode(self, y, visible, target):
-    """Predictions of a "self" decoder for the target and for the visible patches."""
+  def _decode(self, y, visible, target, keep_visible):
+    """Predictions of a "self" decoder for the target, and for the visible patches if asked."""
     x = self.decoder_embed(y)
-    b, k, m = len(x), visible.shape[1], target.shape[1]
+    b, m = len(x), target.shape[1]
     hidden = jnp.broadcast_to(self.mask_token.astype(x.dtype), (b, m, self.decoder_width))
     cls = jnp.broadcast_to(self.decoder_cls_pos_embedding, (b, self.num_cls, self.decoder_width))
-    rows = self._rows(self.decoder_pos_embedding, jnp.concatenate([visible, target], axis=1))
-    x = jnp.concatenate([x, hidden], axis=1)
-    x = x + jnp.concatenate([cls, rows], axis=1).astype(x.dtype)
-    x, _ = self.Decoder(blocks.constrain(x, "act_embed"))
-    x = self.decoder_pred(x[:, self.num_cls :])
-    return x[:, k:], x[:, :k]
-
-  def _encoder_outputs(self, encoder_blocks, image, visible):
-    """The encoder's input and the output of each of its blocks."""
-    yield self.embed_visible(image, visible)
-    yield from (encoder_blocks[i] for i in range(self.depth))
+    rows = self._rows(self.decoder_pos_embedding, jnp.concatenate([target, visible], axis=1))
+    x = jnp.concatenate([hidden, x[:, self.num_cls :], x[:, : self.num_cls]], axis=1)
+    x = x + jnp.concatenate([rows, cls], axis=1).astype(x.dtype)
+    # Of the last block only what is predicted matters.
+    alone = None if self.scan or keep_visible else m
+    x, _ = self.Decoder(blocks.constrain(x, "act_embed"), only_first=alone)
+    wanted = m + visible.shape[1] if keep_visible else m
+    return self.decoder_pred(x[:, :wanted])
 
   def _rows(self, table, index):
     """Rows of a table (1, n, d) for each sample, float32."""

@@ -35,10 +35,21 @@ def masked_mse(
   pred: Float[Array, "b m p"], target: Float[Array, "b m p"], weight: Float[Array, "b m"]
 ) -> Float[Array, ""]:
   """Weighted mean over targets of the mean squared error of a patch; zero without targets."""
+  return masked_error(pred, target, weight) / total_weight(weight)
+
+
+def masked_error(
+  pred: Float[Array, "b m p"], target: Float[Array, "b m p"], weight: Float[Array, "b m"]
+) -> Float[Array, ""]:
+  """Weighted sum over targets of the mean squared error of a patch."""
   error = jnp.mean((pred.astype(jnp.float32) - target.astype(jnp.float32)) ** 2, axis=-1)
   # where, not a product: what does not count may not leak an infinity or a NaN.
-  total = jnp.sum(jnp.where(weight > 0, error * weight, 0.0))
-  return total / jnp.maximum(jnp.sum(weight), 1e-9)
+  return jnp.sum(jnp.where(weight > 0, error * weight, 0.0))
+
+
+def total_weight(weight: Float[Array, "b m"]) -> Float[Array, ""]:
+  """What a sum of errors is divided by: never zero."""
+  return jnp.maximum(jnp.sum(weight), 1e-9)
 
 
 def pixel_mse(

@@ -16,7 +16,7 @@ import numpy as np
 
 from big_vision_ext.core import flops, patches, typed
 from big_vision_ext.models import mae, vit
-from big_vision_ext.objectives import masks, mim
+from big_vision_ext.objectives import masks, mim, parts
 from big_vision_ext.tasks import _towers
 
 
@@ -47,12 +47,16 @@ class Config:
     norm_pix: whether each target patch is normalised by its own mean and deviation.
     pool: what evaluators take as the embedding of an image: the mean of its class tokens ("cls"),
       or of its patches ("mean").
+    decoder_parts: in training the decoder takes the batch in so many parts, one after the other,
+      each with its gradients, so that the results of one part are kept and not those of all; see
+      `objectives.parts`. Divides the batch of every device.
   """
 
   image: dict[str, Any]
   mask: dict[str, Any]
   norm_pix: bool = True
   pool: Literal["cls", "mean"] = "cls"
+  decoder_parts: int = 1
 
 
 def make(model_config: Mapping[str, Any]) -> "Task":
@@ -77,6 +81,9 @@ class Task:
       raise typed.ConfigError(
           f"config.model.image.image_size={self.image_size} is no multiple of patch_size="
           f"{self.vision.patch_size}")
+    if self.config.decoder_parts < 1:
+      raise typed.ConfigError(
+          f"config.model.decoder_parts={self.config.decoder_parts}: expected at least 1")
     if not 0 <= self.mask.num_target <= self.num_patches - self.mask.num_visible:
       raise typed.ConfigError(
           f"config.model.mask.num_target={self.mask.num_target}: of {self.num_patches} patches "
@@ -122,10 +129,26 @@ class Task:
   def loss_under(self, params, image, mask: masks.Mask, dropout=None):
     """The loss with a mask that is given; `dropout` is the key of branches to leave out, if any."""
     drops = dropout is not None
-    pred, _ = self.vision.apply(
-        {"params": params}, image, mask.visible, mask.target, train=drops,
-        rngs={"dropout": dropout} if drops else None)
-    return mim.masked_mse(pred, self._targets(image, mask.target), mask.weight)
+    how = dict(train=drops, rngs={"dropout": dropout} if drops else None)
+    n = self.config.decoder_parts
+    if n == 1:
+      pred, _ = self.vision.apply({"params": params}, image, mask.visible, mask.target, **how)
+      return mim.masked_mse(pred, self._targets(image, mask.target), mask.weight)
+    if len(image) % n:
+      raise ValueError(f"config.model.decoder_parts={n} does not divide a batch of {len(image)}")
+    seen, _ = self.vision.apply({"params": params}, image, mask.visible, method="see", **how)
+    halves = {True: {}, False: {}}
+    for name, value in params.items():
+      halves[name in mae.DECODER_PARAMS][name] = value
+    error = parts.summed(self._error, n, halves[True], halves[False], seen, (image, mask))
+    return error / mim.total_weight(mask.weight)
+
+  def _error(self, decoder, encoder, seen, rows):
+    """The sum of the weighted errors of some images, given what the encoder makes of them."""
+    image, mask = rows
+    pred = self.vision.apply({"params": encoder | decoder}, seen, mask.visible, mask.target,
+                             method="predict")
+    return mim.masked_error(pred, self._targets(image, mask.target), mask.weight)
 
   def embed_image(self, params, batch):
     """(b, d): whole images, nothing hidden."""

@@ -5,6 +5,8 @@ tensor is random, position tables and class positions included, and the noise th
 is shared.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,10 +92,13 @@ def mine():
 
     def forward(params, pixels, noise):
       mask = masks.from_rank(noise, VISIBLE)
-      pred, out = task.vision.apply({"params": params}, pixels, mask.visible, mask.target)
+      apply = functools.partial(task.vision.apply, {"params": params})
+      pred, _ = apply(pixels, mask.visible, mask.target)
+      seen, _ = apply(pixels, mask.visible, method="see")
+      shown = apply(seen, mask.visible, mask.target, True, method="predict")[:, pred.shape[1]:]
       every = jnp.zeros((len(pixels), 36, pred.shape[-1]))
       rows = jnp.arange(len(pixels))[:, None]
-      every = every.at[rows, mask.target].set(pred).at[rows, mask.visible].set(out["visible_pred"])
+      every = every.at[rows, mask.target].set(pred).at[rows, mask.visible].set(shown)
       return mim.masked_mse(pred, task._targets(pixels, mask.target), mask.weight), (
         every, masks.hidden_map(mask, (6, 6)))
 

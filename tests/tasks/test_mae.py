@@ -44,6 +44,39 @@ def test_loss_and_gradients_are_the_same_on_eight_devices(mask, mesh):
     np.testing.assert_allclose(g, want[name], atol=2e-6 * largest, err_msg=name)
 
 
+@pytest.mark.parametrize("image, decoder_parts, devices", [
+    ({}, 4, 1), (dict(decoder="cross", drop_path=0.5), 2, 1),
+    pytest.param({}, 2, 8, marks=pytest.mark.slow)])
+def test_a_decoder_that_takes_the_batch_in_parts_computes_the_same(image, decoder_parts, devices):
+  """Loss and every gradient, with weights that differ, and of a loss that is a part of another."""
+  model = tiny_run.MAE | {"image": tiny_run.MAE["image"] | image}
+  whole = tasks.make("mae", model)
+  cut = tasks.make("mae", model | {"decoder_parts": decoder_parts})
+  params, rng = tiny_run.params(name="mae", **image), np.random.default_rng(1)
+  x, key = images(16), jax.random.key(5)
+  mask = whole._masks(key, 16)
+  mask = mask._replace(weight=jnp.asarray(rng.random(mask.weight.shape) ** 4, jnp.float32))
+
+  def run(t):
+    loss = lambda p, x, m: 3 * t.loss_under(p, x, m, key if image else None)
+    return jax.jit(jax.value_and_grad(loss))
+
+  loss, grads = run(whole)(params, x, mask)
+  m = sharding.make_mesh(Mesh(data=devices), jax.devices()[:devices])
+  with sharding.use(m, ()):
+    spread = jax.device_put((x, mask), sharding.batch_sharding(m))
+    other, others = run(cut)(jax.device_put(params, sharding.replicated(m)), *spread)
+    alone = jax.jit(cut.loss_under)(params, *spread)
+  np.testing.assert_allclose(loss, other, rtol=1e-6)
+  if not image:
+    np.testing.assert_allclose(3 * alone, other, rtol=1e-6)
+  want = trees.flatten(grads)
+  largest = max(np.abs(g).max() for g in want.values())
+  for name, g in trees.flatten(others).items():
+    # Sums in another order, in float32.
+    np.testing.assert_allclose(g, want[name], atol=2e-6 * largest, err_msg=name)
+
+
 def test_unequal_numbers_of_targets_weigh_as_many_as_they_are():
   """A target is worth the same in a sample with many as in one with few, on any device."""
   rng = np.random.default_rng(0)
@@ -111,6 +144,11 @@ def test_numbers_that_do_not_fit_are_named():
     task(num_target=13)
   with pytest.raises(ValueError, match="num_visible=16 must lie between 1 and 15"):
     task(num_visible=16)
+  with pytest.raises(typed.ConfigError, match="decoder_parts=0: expected at least 1"):
+    tasks.make("mae", tiny_run.MAE | {"decoder_parts": 0})
+  with pytest.raises(ValueError, match="decoder_parts=3 does not divide a batch of 8"):
+    tasks.make("mae", tiny_run.MAE | {"decoder_parts": 3}).loss(
+        tiny_run.params(name="mae"), {"image": images()}, jax.random.key(0), True)
   with pytest.raises(ValueError, match="mask family 'disk'"):
     task(family="disk")
   with pytest.raises(ValueError, match="image_size=36 is no multiple of patch_size=8"):
