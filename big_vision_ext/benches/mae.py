@@ -33,7 +33,7 @@ from big_vision_ext.models import vit
 
 HELP = "a training step of a masked autoencoder against transformers: time and memory"
 _OPTIONS = {"scan": False, "remat_policy": "save:qkv,attention,mlp_hidden"}
-_DECODER_PARTS = 4
+_DECODER_PARTS = 8
 _PEER = "transformers"
 
 

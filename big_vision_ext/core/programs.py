@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 # Which fusions jax's CPU compiler hands to YNNPACK.
 _YNN_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 # From glibc's malloc.h; and the bytes from which an array has memory of its own.
-_M_MMAP_THRESHOLD, _LARGE = -3, 2**20
+_M_MMAP_THRESHOLD, _LARGE = -3, 4 * 2**20
 
 
 def compiled(jitted: Any, *operands: Any) -> jax.stages.Compiled:
