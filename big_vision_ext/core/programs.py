@@ -6,8 +6,12 @@ import pathlib
 from typing import Any
 
 import jax
-from jax._src import compiler as jax_compiler
 from jax.experimental.compilation_cache import compilation_cache
+
+try:
+  from jax._src import compiler as jax_compiler
+except ImportError:  # Its own affair; see `keep_no_collectives`.
+  jax_compiler = None
 
 # Which fusions jax's CPU compiler hands to YNNPACK.
 _YNN_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"

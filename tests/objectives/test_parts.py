@@ -42,7 +42,7 @@ def test_gradients_of_bfloat16_are_added_up_in_float32():
 
 
 def test_results_of_one_part_are_kept_at_a_time():
-  """A chain of layers over 64 rows: what is kept of them shrinks with the parts."""
+  """A chain of layers over 4,096 rows: what is kept of them shrinks with the parts."""
   rng = np.random.default_rng(0)
   params = jnp.asarray(rng.standard_normal((8, 64, 64)) / 8, jnp.float32)
   x = jnp.asarray(rng.standard_normal((4096, 64)), jnp.float32)
