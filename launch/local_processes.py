@@ -60,19 +60,28 @@ def run(command: Sequence[str], *, num: int, devices: int, grace: float,
     if len(passed_on) > sent:
       _signal(processes, signal.SIGKILL if sent else passed_on[0])
       sent += 1
-    failed = [p for p in processes if p.returncode]
-    if failed and deadline is None:
-      first = exit_codes.from_returncode(failed[0].returncode)
-      print(f"process {processes.index(failed[0])} ended with {first}; the others have {grace:g} s",
-            file=sys.stderr, flush=True)
+    if deadline is None and any(p.returncode for p in processes):
+      index, first = _cause(processes)
+      print(f"process {index} ended with {first}; the others have {grace:g} s", file=sys.stderr,
+            flush=True)
       deadline = time.monotonic() + grace
     if deadline is not None and time.monotonic() > deadline:
       _signal(processes, signal.SIGKILL)
     time.sleep(_POLL_SECONDS)
   for reader in readers:
     reader.join()
-  codes = [exit_codes.from_returncode(p.returncode) for p in processes]
-  return first or next((code for code in codes if code), 0)
+  return first or _cause(processes)[1]
+
+
+def _cause(processes: Sequence[subprocess.Popen]) -> tuple[int, int]:
+  """The process that failed, of those that have ended, and its code; the first and 0 if none has.
+
+  Of several, as a busy machine may show them at once, one that does not say that another is gone.
+  """
+  codes = [(i, exit_codes.from_returncode(p.returncode or 0)) for i, p in enumerate(processes)]
+  failed = [(i, code) for i, code in codes if code]
+  causes = [(i, code) for i, code in failed if code != exit_codes.RESTART]
+  return (causes or failed or [(0, 0)])[0]
 
 
 def _environment(address: str, num: int, index: int, devices: int) -> dict[str, str]:

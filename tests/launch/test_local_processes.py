@@ -38,6 +38,13 @@ def test_the_code_is_that_of_the_first_to_fail_and_the_others_are_ended(capfd):
   assert "process 1 ended with 2; the others have 0.2 s" in capfd.readouterr().err
 
 
+def test_of_ends_seen_at_once_the_code_is_that_of_the_cause(monkeypatch):
+  """Process 1 is killed and 0 says that it is gone, before either is looked at."""
+  monkeypatch.setattr(local_processes, "_POLL_SECONDS", 2.0)
+  assert start("import os, sys; os.environ['JAX_PROCESS_ID'] == '1' and os.kill(os.getpid(), 9); "
+               "sys.exit(75)", num=2) == exit_codes.KILLED
+
+
 def test_ends_by_a_signal_are_told_as_shells_do(capfd):
   assert start("import os; os.kill(os.getpid(), 9)", num=1) == exit_codes.KILLED
   assert start("import os; os.abort()", num=1) == 134
