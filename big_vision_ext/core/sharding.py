@@ -162,13 +162,19 @@ def cut_batch(x: jax.Array, parts: int, mesh: jax.sharding.Mesh | None = None) -
     x: the rows, cut over the mesh along the batch.
     parts: divides their number.
     mesh: that they lie on; default: the one in force (`use`), if any.
+
+  Raises:
+    ShardingError: the rows of a device of the mesh in force do not divide so.
   """
+  sizes = jax.sharding.get_abstract_mesh().shape
+  pieces = math.prod(sizes.get(a, 1) for a in BATCH_AXES)
+  if x.shape[0] % (pieces * parts):
+    raise ShardingError(f"{x.shape[0]} rows on {pieces} devices do not divide into {parts} parts")
   x = jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
   spec = PartitionSpec(None, BATCH_AXES)
   if mesh is not None:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-  in_force = set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().axis_names)
-  return jax.lax.with_sharding_constraint(x, spec) if in_force else x
+  return jax.lax.with_sharding_constraint(x, spec) if set(BATCH_AXES) <= set(sizes) else x
 
 
 def join_batch(x: jax.Array) -> jax.Array:

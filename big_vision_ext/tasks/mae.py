@@ -137,10 +137,9 @@ class Task:
     if len(image) % n:
       raise ValueError(f"config.model.decoder_parts={n} does not divide a batch of {len(image)}")
     seen, _ = self.vision.apply({"params": params}, image, mask.visible, method="see", **how)
-    halves = {True: {}, False: {}}
-    for name, value in params.items():
-      halves[name in mae.DECODER_PARAMS][name] = value
-    error = parts.summed(self._error, n, halves[True], halves[False], seen, (image, mask))
+    decoder = {name: p for name, p in params.items() if name in mae.DECODER_PARAMS}
+    encoder = {name: p for name, p in params.items() if name not in decoder}
+    error = parts.summed(self._error, n, decoder, encoder, seen, (image, mask))
     return error / mim.total_weight(mask.weight)
 
   def _error(self, decoder, encoder, seen, rows):

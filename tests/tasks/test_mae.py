@@ -149,6 +149,10 @@ def test_numbers_that_do_not_fit_are_named():
   with pytest.raises(ValueError, match="decoder_parts=3 does not divide a batch of 8"):
     tasks.make("mae", tiny_run.MAE | {"decoder_parts": 3}).loss(
         tiny_run.params(name="mae"), {"image": images()}, jax.random.key(0), True)
+  with sharding.use(sharding.make_mesh(Mesh(data=8), jax.devices()[:8]), ()):
+    with pytest.raises(sharding.ShardingError, match="16 rows on 8 devices .* into 4 parts"):
+      tasks.make("mae", tiny_run.MAE | {"decoder_parts": 4}).loss(
+          tiny_run.params(name="mae"), {"image": images(16)}, jax.random.key(0), True)
   with pytest.raises(ValueError, match="mask family 'disk'"):
     task(family="disk")
   with pytest.raises(ValueError, match="image_size=36 is no multiple of patch_size=8"):
